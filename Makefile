@@ -1,0 +1,70 @@
+# tokenflex: `make` prints the targets. Variants build in folders of their own: make VARIANT=asan ...
+VARIANT ?= release
+B := build/$(VARIANT)
+CC ?= cc
+ifneq ($(shell command -v ccache 2>/dev/null),)
+CC := ccache $(CC)
+endif
+
+CFLAGS_release := -O2 -g
+CFLAGS_debug := -O0 -g3
+CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
+PACKAGES := libzmq libprotobuf-c openblas libjpeg hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \
+  $(if $(CI),-Werror)
+CFLAGS += -std=c11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS_$(VARIANT)) -pthread -I. -I$(B)/gen \
+  $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
+LDFLAGS += $(CFLAGS_$(VARIANT)) -pthread
+LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
+
+# Every part is a library of its .c files but main.c; generated files join proto and router.
+PARTS := common tensor proto router encoder-svc llm-svc cli
+GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c
+GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h
+sources = $(filter-out %/main.c,$(wildcard $(1)/*.c))
+objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
+GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
+CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(GEN_OBJECTS)
+
+PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
+UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
+
+.PHONY: help build caption test install-packages model clean format lint
+help: ## print the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: $(PROGRAMS) ## build the four programs into build/release
+
+$(B)/tokenflex: $(B)/obj/cli/main.o $(call objects,cli) $(CORE_OBJECTS)
+$(B)/tokenflex-router: $(B)/obj/router/main.o $(call objects,router) $(CORE_OBJECTS)
+$(B)/tokenflex-encoder: $(B)/obj/encoder-svc/main.o $(call objects,encoder-svc) $(CORE_OBJECTS)
+$(B)/tokenflex-llm: $(B)/obj/llm-svc/main.o $(call objects,llm-svc) $(CORE_OBJECTS)
+$(PROGRAMS):
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+# Unit and golden tests link everything but the mains.
+TEST_OBJECTS := $(foreach part,$(PARTS),$(call objects,$(part))) $(GEN_OBJECTS)
+$(UNIT_TESTS): $(B)/%: $(B)/obj/%.o $(TEST_OBJECTS)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcriterion
+unit-tests: $(UNIT_TESTS)
+
+$(B)/obj/gen/%.o: $(B)/gen/%.c $(GEN_H)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+$(B)/obj/%.o: %.c | $(GEN_H)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+-include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
+
+$(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/proto/tokenflex.pb-c.h &: proto/tokenflex.proto
+	@mkdir -p $(B)/gen
+	protoc-c --c_out=$(B)/gen $<
+$(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard router/lua/*.lua)
+	@mkdir -p $(B)/gen
+	tools/embed-lua $(B)/gen router/lua/*.lua
+
+clean: ## remove what was built (the model stays)
+	rm -rf build/release build/debug build/asan build/tsan

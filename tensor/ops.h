@@ -1,0 +1,46 @@
+/* The small operations between matrix products: norms, activations, RoPE, soft maximum, bicubic position grids.
+ * In, out: dense row-major f32. Reference versions in plain C; rows are independent and split over the pool. */
+#ifndef TF_TENSOR_OPS_H
+#define TF_TENSOR_OPS_H
+
+#include "tensor/linear.h"
+
+/* x, y: [rows, width]; y may be x. weight, bias: [width]. */
+void tf_layer_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, const float *bias,
+                   float epsilon, float *y);
+void tf_rms_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, float epsilon,
+                 float *y);
+/* gate[i] = silu(gate[i]) * up[i] */
+void tf_silu_multiply(tf_pool *pool, float *gate, const float *up, int64_t count);
+float tf_activate(tf_activation activation, float x);
+/* In place, numerically safe. */
+void tf_softmax(float *x, int64_t count);
+
+typedef enum tf_rope_layout {
+  TF_ROPE_INTERLEAVED, /* pairs (2i, 2i+1): GGUF's llama architecture */
+  TF_ROPE_HALF_SPLIT   /* pairs (i, i + d/2): qwen2 */
+} tf_rope_layout;
+/* x: [rows, heads, head_dim] with row_stride floats from row to row; positions: [rows]; in place. */
+void tf_rope(tf_pool *pool, float *x, int64_t rows, int64_t row_stride, int64_t heads, int64_t head_dim,
+             const int32_t *positions, double base, tf_rope_layout layout);
+
+/* Bidirectional attention of a ViT over a batch. q, k, v, out: [batch, tokens, heads * head_dim]. Scale 1/sqrt(head_dim).
+ * No [tokens, tokens] matrix for the whole batch is kept: a bounded scratch a thread, allocated inside. */
+tf_code tf_attention_full(tf_pool *pool, const float *q, const float *k, const float *v, int64_t batch, int64_t tokens,
+                          int64_t heads, int64_t head_dim, float *out);
+
+/* Causal attention over keys and values that live in blocks.
+ * A block holds `block_tokens` positions: keys [block_tokens, kv_heads, head_dim] and values of the same shape.
+ * Row r (a query token) belongs to one sequence and sees positions 0..position[r], its own included (already stored). */
+typedef struct tf_paged_rows {
+  int64_t rows;
+  const int32_t *positions;          /* [rows] */
+  const float *const *const *keys;   /* keys[r][b]: block b of the sequence of row r */
+  const float *const *const *values; /* likewise */
+  int64_t block_tokens;
+} tf_paged_rows;
+/* q, out: [rows, heads * head_dim]; head h reads KV head h / (heads / kv_heads). */
+tf_code tf_attention_paged(tf_pool *pool, const float *q, const tf_paged_rows *rows, int64_t heads, int64_t kv_heads,
+                           int64_t head_dim, float *out);
+
+#endif
