@@ -32,7 +32,8 @@ tf_code tf_reactor_run(tf_reactor *self, tf_error *error);
 /* From any thread, and from signal handlers (writes one eventfd). */
 void tf_reactor_stop(tf_reactor *self);
 
-/* Blocks SIGTERM and SIGINT in this thread (call before making threads) and hands each arrival to fn on the loop. */
+/* Blocks SIGTERM and SIGINT in this thread (call before making threads) and hands each arrival to fn on the loop.
+ * Also ignores SIGPIPE. Both are inherited by children: a program that forks unblocks the two signals in the child. */
 tf_code tf_reactor_on_terminate(tf_reactor *self, void (*fn)(void *context, int signal_number), void *context);
 
 #endif

@@ -173,7 +173,10 @@ typedef struct tf_message {
   void *unpacked;      /* owned by wire.c */
 } tf_message;
 
-/* Bytes of the header frame, for tests and fuzzing. *out is malloc'ed, the caller frees. */
+/* Bytes of the header frame, for tests and fuzzing. *out is malloc'ed, the caller frees.
+ * Sending checks the same bounds as receiving (key.entry and hello.instance must not be empty), with two exceptions, so
+ * that a report can not itself fail: error messages and warnings are cut and their malformed UTF-8 replaced, and
+ * timings that are negative or not finite are sent as 0. */
 tf_code tf_wire_encode(const tf_message *message, uint8_t **out, size_t *size, tf_error *error);
 /* Checks and unpacks one header frame into *out (tf_message_clear frees, also after an error). */
 tf_code tf_wire_decode(const uint8_t *data, size_t size, tf_message *out, tf_error *error);
