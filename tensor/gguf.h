@@ -9,16 +9,19 @@
 
 typedef struct tf_gguf tf_gguf;
 
-/* The error names the path and what is wrong. The caller closes. */
+/* The error names the path and what is wrong: IO, INVALID_FORMAT, UNSUPPORTED (version), OUT_OF_MEMORY.
+ * The caller closes. */
 tf_code tf_gguf_open(const char *path, tf_gguf **out, tf_error *error);
 void tf_gguf_close(tf_gguf **self);
 /* The same from memory (fuzzing, tests); data is borrowed. name stands in for the path in errors. */
 tf_code tf_gguf_parse(const void *data, size_t size, const char *name, tf_gguf **out, tf_error *error);
 const char *tf_gguf_path(const tf_gguf *self);
 
-/* NULL where there is none. The view lives as long as the file. Look-up is O(1) on average. */
+/* NULL where there is none, or where its type is not supported (a file with such tensors still opens).
+ * The view lives as long as the file. Look-up is O(1) on average. */
 const tf_tensor *tf_gguf_tensor(const tf_gguf *self, const char *name);
-/* As above, but an absent tensor or another shape (-1: any) is TF_ERR_MODEL_INVALID with a text. */
+/* As above, but an absent tensor or another shape (-1: any) is TF_ERR_MODEL_INVALID with a text, an unsupported type
+ * TF_ERR_UNSUPPORTED. */
 tf_code tf_gguf_require(const tf_gguf *self, const char *name, int rank, const int64_t *shape, const tf_tensor **out,
                         tf_error *error);
 size_t tf_gguf_tensor_count(const tf_gguf *self);
@@ -38,6 +41,7 @@ uint64_t tf_gguf_array_count(const tf_gguf *self, const char *key);
 bool tf_gguf_array_u64(const tf_gguf *self, const char *key, uint64_t index, uint64_t *out);
 bool tf_gguf_array_i64(const tf_gguf *self, const char *key, uint64_t index, int64_t *out);
 bool tf_gguf_array_f64(const tf_gguf *self, const char *key, uint64_t index, double *out);
-bool tf_gguf_array_string(const tf_gguf *self, const char *key, uint64_t index, const char **out, size_t *size); /* O(1) */
+/* O(1), as the others. */
+bool tf_gguf_array_string(const tf_gguf *self, const char *key, uint64_t index, const char **out, size_t *size);
 
 #endif

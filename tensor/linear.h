@@ -11,8 +11,8 @@ typedef struct tf_linear tf_linear;
 
 typedef enum tf_activation {
   TF_ACTIVATION_NONE,
-  TF_ACTIVATION_GELU,      /* exact, with erf */
-  TF_ACTIVATION_GELU_TANH, /* tanh approximation (SigLIP) */
+  TF_ACTIVATION_GELU,       /* exact, with erf */
+  TF_ACTIVATION_GELU_TANH,  /* tanh approximation (SigLIP) */
   TF_ACTIVATION_QUICK_GELU, /* x * sigmoid(1.702 x) (CLIP) */
   TF_ACTIVATION_SILU
 } tf_activation;
@@ -23,8 +23,9 @@ typedef struct tf_lora {
   float scale;
 } tf_lora;
 
-/* weight: [out, in] of any dtype; bias: [out] or NULL (copied); lora: NULL for none. Shapes are checked.
- * The weight's memory is not needed afterwards. The caller frees. */
+/* weight: [out, in] of any dtype (further dimensions count as one: a patch convolution's [out, 3, p, p] is a matrix);
+ * bias: [out] or NULL (copied); lora: NULL for none. Shapes are checked. The weight's memory is not needed afterwards.
+ * Safe from several threads at once. The caller frees. */
 tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_lora *lora, tf_linear **out,
                        tf_error *error);
 void tf_linear_free(tf_linear **self);

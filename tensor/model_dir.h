@@ -18,8 +18,10 @@ typedef struct tf_model_dir {
   uint32_t token_count_count;
 } tf_model_dir;
 
-/* requested NULL or "": looks in $TOKENFLEX_MODEL, <program's folder>/../model, <program's folder>/../share/tokenflex/model,
- * $XDG_DATA_HOME (or ~/.local/share)/tokenflex/model, /usr/local/share/tokenflex/model, /usr/share/tokenflex/model.
+/* requested NULL or "": $TOKENFLEX_MODEL where it is set, else the first of these folders that holds any of the files
+ * (PROGRAM: the program's own folder, DATA: $XDG_DATA_HOME or ~/.local/share):
+ *   PROGRAM/../model, PROGRAM/../share/tokenflex/model, DATA/tokenflex/model, /usr/local/share/tokenflex/model,
+ *   /usr/share/tokenflex/model
  * Hashes all three files (XXH3, about 60 ms for 200 MB in cache). Errors name the folder and what is missing. */
 tf_code tf_model_dir_open(const char *requested, tf_model_dir *out, tf_error *error);
 

@@ -1,5 +1,5 @@
-/* Shaped, typed views of numbers. In: memory owned by someone else (a mapped file, an arena). Out: views, conversions to f32.
- * Shapes are row-major, outermost first, as PyTorch prints them; GGUF stores them the other way round. */
+/* Shaped, typed views of numbers. In: memory owned by someone else (a mapped file, an arena). Out: views, conversions
+ * to f32. Shapes are row-major, outermost first, as PyTorch prints them; GGUF stores them the other way round. */
 #ifndef TF_TENSOR_TENSOR_H
 #define TF_TENSOR_TENSOR_H
 
@@ -9,12 +9,12 @@
 #include "common/error.h"
 
 /* X(NAME, gguf_type, elements_per_block, bytes_per_block) */
-#define TF_DTYPES(X) \
-  X(F32, 0, 1, 4)    \
-  X(F16, 1, 1, 2)    \
-  X(Q4_0, 2, 32, 18) \
-  X(Q4_1, 3, 32, 20) \
-  X(Q8_0, 8, 32, 34) \
+#define TF_DTYPES(X)                                                                                                   \
+  X(F32, 0, 1, 4)                                                                                                      \
+  X(F16, 1, 1, 2)                                                                                                      \
+  X(Q4_0, 2, 32, 18)                                                                                                   \
+  X(Q4_1, 3, 32, 20)                                                                                                   \
+  X(Q8_0, 8, 32, 34)                                                                                                   \
   X(BF16, 30, 1, 2)
 
 typedef enum tf_dtype {
