@@ -16,6 +16,7 @@
 #include <zmq.h>
 
 #include "common/clock.h"
+#include "common/terminate.h"
 
 enum { POLL_MS_MAX = 60000, TIMER_SLOT_BITS = 8, TIMER_GENERATION_MASK = 0x3fffff, SIGNALS_PER_ROUND_MAX = 16 };
 _Static_assert(TF_REACTOR_TIMERS_MAX <= 1 << TIMER_SLOT_BITS, "a timer handle holds its slot in its low bits");
@@ -281,5 +282,5 @@ tf_code tf_reactor_on_terminate(tf_reactor *self, void (*fn)(void *context, int 
     return code;
   }
   self->signal_fd = fd;
-  return TF_OK;
+  return tf_terminate_redirect(NULL);
 }

@@ -6,7 +6,7 @@
 
 #include "common/error.h"
 
-/* Call once, after tf_reactor_on_terminate (which blocks the signals in the calling thread). */
+/* tf_reactor_on_terminate calls this, after it has blocked the signals in the calling thread. */
 tf_code tf_terminate_redirect(tf_error *error);
 
 #endif

@@ -17,13 +17,13 @@ int32_t tf_encoder_image_size(const tf_encoder *self); /* side of the square inp
 int32_t tf_encoder_llm_width(const tf_encoder *self);  /* columns of the output, 576 */
 bool tf_encoder_supports(const tf_encoder *self, uint32_t vision_tokens);
 
-/* One decoded image to the ViT's input: squashed to a square with Pillow's antialiased bicubic (8-bit, as Pillow rounds),
- * scaled to 0..1, normalised. out: [3, size, size]. Thread-safe on one encoder (read only). */
+/* One decoded image to the ViT's input: squashed to a square with Pillow's antialiased bicubic (8-bit, as Pillow
+ * rounds), scaled to 0..1, normalised. out: [3, size, size]. Thread-safe on one encoder (read only). */
 tf_code tf_encoder_preprocess(const tf_encoder *self, const tf_image *image, float *out, tf_error *error);
 
 /* pixels: [batch, 3, size, size]; vision_tokens: [batch]; out[i]: room for vision_tokens[i] * llm_width floats.
  * One ViT pass over the batch; then pool and project for each image. One caller at a time. */
-tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch, const uint32_t *vision_tokens,
-                       float *const *out, tf_error *error);
+tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch,
+                       const uint32_t *vision_tokens, float *const *out, tf_error *error);
 
 #endif

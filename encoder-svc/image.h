@@ -1,5 +1,5 @@
-/* Image bytes to upright RGB pixels. In: the bytes of one file, limits. Out: 8-bit RGB, dense rows, EXIF orientation applied.
- * Told by content, not by name. Never aborts: libjpeg's errors come back as codes. No I/O. */
+/* Image bytes to upright RGB pixels. In: the bytes of one file, limits. Out: 8-bit RGB, dense rows, EXIF orientation
+ * applied. Told by content, not by name. Never aborts: libjpeg's errors come back as codes. No I/O. */
 #ifndef TF_ENCODER_IMAGE_H
 #define TF_ENCODER_IMAGE_H
 
@@ -16,12 +16,13 @@ typedef struct tf_image {
 } tf_image;
 
 typedef struct tf_image_limits {
-  int64_t pixels_max; /* from the header, before memory is taken: TF_ERR_IMAGE_TOO_LARGE */
-  int32_t side_wanted; /* shorter side may shrink to no less than this while decoding (JPEG DCT scaling); 0: full size */
+  int64_t pixels_max;  /* from the header, before memory is taken: TF_ERR_IMAGE_TOO_LARGE */
+  int32_t side_wanted; /* the shorter side may shrink to no less than this (JPEG DCT scaling); 0: full size */
 } tf_image_limits;
 
 /* Errors: IMAGE_EMPTY, IMAGE_UNSUPPORTED, IMAGE_TOO_LARGE, IMAGE_CORRUPT, IMAGE_TRUNCATED, OUT_OF_MEMORY. */
-tf_code tf_image_decode(const uint8_t *data, size_t size, const tf_image_limits *limits, tf_image *out, tf_error *error);
+tf_code tf_image_decode(const uint8_t *data, size_t size, const tf_image_limits *limits, tf_image *out,
+                        tf_error *error);
 void tf_image_free(tf_image *self);
 
 #endif
