@@ -1,0 +1,40 @@
+/* Keys and values of running sequences, in blocks of 16 tokens times all layers.
+ * In: how many tokens a sequence may ever have. Out: a block table that holds them all.
+ * One mapping of fixed size; its memory is touched only where blocks are used, and freed blocks are used again first.
+ */
+#ifndef TF_LLM_KV_H
+#define TF_LLM_KV_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+
+enum { TF_KV_BLOCK_TOKENS = 16, TF_KV_BLOCKS_MAX = 1 << 22 };
+
+typedef struct tf_kv tf_kv;
+/* Blocks of one sequence, in the order of positions. Zero-initialise. */
+typedef struct tf_kv_table {
+  uint32_t *blocks;
+  uint32_t count;
+} tf_kv_table;
+
+/* width: kv_heads * head_dim. The caller frees. */
+tf_code tf_kv_new(uint32_t layers, uint32_t width, uint32_t blocks, tf_kv **out, tf_error *error);
+void tf_kv_free(tf_kv **self);
+uint32_t tf_kv_blocks(const tf_kv *self);
+uint32_t tf_kv_blocks_free(const tf_kv *self);
+/* Blocks that hold so many tokens. */
+uint32_t tf_kv_blocks_for(uint32_t tokens);
+
+/* Fills an empty table with blocks for `tokens` tokens. False, and nothing taken: not enough free ones, or no memory.
+ */
+bool tf_kv_reserve(tf_kv *self, uint32_t tokens, tf_kv_table *table);
+/* Gives the blocks back; the table is empty afterwards. */
+void tf_kv_release(tf_kv *self, tf_kv_table *table);
+
+/* [TF_KV_BLOCK_TOKENS, width] of one layer in one block. */
+float *tf_kv_keys(const tf_kv *self, uint32_t layer, uint32_t block);
+float *tf_kv_values(const tf_kv *self, uint32_t layer, uint32_t block);
+
+#endif

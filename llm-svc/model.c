@@ -1,0 +1,186 @@
+/* The decoder's forward pass. In: rows of a batch. Out: logits of the rows that ask for them; keys and values in
+ * blocks. Shapes are [rows, ...], row-major f32; `rows` counts prompt and decoding rows of all sequences together.
+ * Loading is in model_load.c. */
+#include "llm-svc/model.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "llm-svc/model_parts.h"
+
+struct tf_llm_scratch {
+  uint32_t rows_max, logits_max, blocks_max;
+  float *x;           /* [rows, width]: the residual stream */
+  float *normed;      /* [rows, width] */
+  float *q, *mixed;   /* [rows, heads * head_dim] */
+  float *k, *v;       /* [rows, kv_heads * head_dim] */
+  float *gate, *up;   /* [rows, ffn_width] */
+  float *logits;      /* [logits_max, vocabulary] */
+  int32_t *positions; /* [rows] */
+  /* One layer's blocks: block_* hold the pointers of one sequence after the other, row_* each row's first. */
+  const float **block_keys, **block_values;           /* [blocks] */
+  const float *const **row_keys, *const **row_values; /* [rows] */
+};
+
+const tf_llm_config *tf_llm_configuration(const tf_llm *self) {
+  return &self->config;
+}
+
+static float *floats(uint64_t rows, uint64_t columns) {
+  if (columns == 0 || rows > SIZE_MAX / sizeof(float) / columns) return NULL;
+  return malloc(rows * columns * sizeof(float));
+}
+
+tf_code tf_llm_scratch_new(const tf_llm *model, uint32_t rows_max, uint32_t logits_max, uint32_t kv_blocks_max,
+                           tf_llm_scratch **out, tf_error *error) {
+  assert(rows_max > 0 && logits_max > 0 && kv_blocks_max > 0);
+  const tf_llm_config *c = &model->config;
+  tf_llm_scratch *self = calloc(1, sizeof *self);
+  if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a batch");
+  uint64_t q_width = (uint64_t)c->heads * c->head_dim, kv_width = (uint64_t)c->kv_heads * c->head_dim;
+  self->rows_max = rows_max;
+  self->logits_max = logits_max;
+  self->blocks_max = kv_blocks_max;
+  self->x = floats(rows_max, c->width);
+  self->normed = floats(rows_max, c->width);
+  self->q = floats(rows_max, q_width);
+  self->mixed = floats(rows_max, q_width);
+  self->k = floats(rows_max, kv_width);
+  self->v = floats(rows_max, kv_width);
+  self->gate = floats(rows_max, c->ffn_width);
+  self->up = floats(rows_max, c->ffn_width);
+  self->logits = floats(logits_max, c->vocabulary);
+  self->positions = malloc(rows_max * sizeof *self->positions);
+  self->block_keys = malloc(kv_blocks_max * sizeof *self->block_keys);
+  self->block_values = malloc(kv_blocks_max * sizeof *self->block_values);
+  self->row_keys = malloc(rows_max * sizeof *self->row_keys);
+  self->row_values = malloc(rows_max * sizeof *self->row_values);
+  if (self->x == NULL || self->normed == NULL || self->q == NULL || self->mixed == NULL || self->k == NULL ||
+      self->v == NULL || self->gate == NULL || self->up == NULL || self->logits == NULL || self->positions == NULL ||
+      self->block_keys == NULL || self->block_values == NULL || self->row_keys == NULL || self->row_values == NULL) {
+    tf_llm_scratch_free(&self);
+    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for batches of %u rows", rows_max);
+  }
+  *out = self;
+  return TF_OK;
+}
+
+void tf_llm_scratch_free(tf_llm_scratch **handle) {
+  tf_llm_scratch *self = *handle;
+  if (self == NULL) return;
+  void *parts[] = {self->x,          self->normed,       self->q,        self->mixed,     self->k,
+                   self->v,          self->gate,         self->up,       self->logits,    self->positions,
+                   self->block_keys, self->block_values, self->row_keys, self->row_values};
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
+  free(self);
+  *handle = NULL;
+}
+
+static void embed(const tf_llm *self, const tf_llm_row *rows, uint32_t count, tf_llm_scratch *scratch) {
+  size_t width = self->config.width;
+  for (uint32_t r = 0; r < count; r++) {
+    const tf_llm_row *row = &rows[r];
+    float *x = scratch->x + r * width;
+    assert(row->position >= 0 && (uint32_t)row->position < row->table->count * TF_KV_BLOCK_TOKENS);
+    scratch->positions[r] = row->position;
+    if (row->embedding != NULL) {
+      memcpy(x, row->embedding, width * sizeof *x);
+      continue;
+    }
+    assert(row->token >= 0 && (uint32_t)row->token < self->config.vocabulary);
+    if (self->embedding == NULL)
+      tf_linear_row(self->output, row->token, x);
+    else
+      tf_tensor_to_f32(self->embedding, row->token * (int64_t)width, (int64_t)width, x);
+  }
+}
+
+/* Stores this layer's k and v of every row in its block, and lists every sequence's blocks for the attention. */
+static void store(const tf_llm *self, const tf_kv *kv, uint32_t layer, const tf_llm_row *rows, uint32_t count,
+                  tf_llm_scratch *scratch) {
+  size_t width = (size_t)self->config.kv_heads * self->config.head_dim, used = 0;
+  for (uint32_t r = 0; r < count; r++) {
+    const tf_kv_table *table = rows[r].table;
+    if (r > 0 && table == rows[r - 1].table) {
+      scratch->row_keys[r] = scratch->row_keys[r - 1];
+      scratch->row_values[r] = scratch->row_values[r - 1];
+    } else {
+      assert(table->count <= scratch->blocks_max - used);
+      scratch->row_keys[r] = scratch->block_keys + used;
+      scratch->row_values[r] = scratch->block_values + used;
+      for (uint32_t b = 0; b < table->count; b++, used++) {
+        scratch->block_keys[used] = tf_kv_keys(kv, layer, table->blocks[b]);
+        scratch->block_values[used] = tf_kv_values(kv, layer, table->blocks[b]);
+      }
+    }
+    uint32_t block = table->blocks[(uint32_t)rows[r].position / TF_KV_BLOCK_TOKENS];
+    size_t at = (uint32_t)rows[r].position % TF_KV_BLOCK_TOKENS * width;
+    memcpy(tf_kv_keys(kv, layer, block) + at, scratch->k + r * width, width * sizeof(float));
+    memcpy(tf_kv_values(kv, layer, block) + at, scratch->v + r * width, width * sizeof(float));
+  }
+}
+
+/* mixed = attention of this layer over all rows. */
+static tf_code attend(const tf_llm *self, tf_pool *pool, const tf_kv *kv, uint32_t layer, const tf_llm_row *rows,
+                      uint32_t count, tf_llm_scratch *scratch) {
+  const tf_llm_config *c = &self->config;
+  const tf_llm_layer *weights = &self->layers[layer];
+  int64_t q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
+  tf_rms_norm(pool, scratch->x, count, c->width, weights->attention_norm, c->norm_epsilon, scratch->normed);
+  tf_linear_apply(weights->q, pool, scratch->normed, count, scratch->q, NULL);
+  tf_linear_apply(weights->k, pool, scratch->normed, count, scratch->k, NULL);
+  tf_linear_apply(weights->v, pool, scratch->normed, count, scratch->v, NULL);
+  tf_rope(pool, scratch->q, count, q_width, c->heads, c->head_dim, scratch->positions, c->rope_base, c->rope_layout);
+  tf_rope(pool, scratch->k, count, kv_width, c->kv_heads, c->head_dim, scratch->positions, c->rope_base,
+          c->rope_layout);
+  store(self, kv, layer, rows, count, scratch);
+  tf_paged_rows paged = {count, scratch->positions, scratch->row_keys, scratch->row_values, TF_KV_BLOCK_TOKENS};
+  return tf_attention_paged(pool, scratch->q, &paged, c->heads, c->kv_heads, c->head_dim, scratch->mixed);
+}
+
+/* x += Wo mixed; x += feed-forward. */
+static void finish_layer(const tf_llm *self, tf_pool *pool, uint32_t layer, uint32_t count, tf_llm_scratch *scratch) {
+  const tf_llm_config *c = &self->config;
+  const tf_llm_layer *weights = &self->layers[layer];
+  tf_epilogue add = {.residual = scratch->x};
+  tf_linear_apply(weights->attention_output, pool, scratch->mixed, count, scratch->x, &add);
+  tf_rms_norm(pool, scratch->x, count, c->width, weights->ffn_norm, c->norm_epsilon, scratch->normed);
+  tf_linear_apply(weights->gate, pool, scratch->normed, count, scratch->gate, NULL);
+  tf_linear_apply(weights->up, pool, scratch->normed, count, scratch->up, NULL);
+  tf_silu_multiply(pool, scratch->gate, scratch->up, (int64_t)count * c->ffn_width);
+  tf_linear_apply(weights->down, pool, scratch->gate, count, scratch->x, &add);
+}
+
+/* Past the last layer's attention only rows that want logits matter: moves them to the front, returns how many. */
+static uint32_t keep_wanted(const tf_llm *self, const tf_llm_row *rows, uint32_t count, tf_llm_scratch *scratch) {
+  size_t width = self->config.width, q_width = (size_t)self->config.heads * self->config.head_dim;
+  uint32_t kept = 0;
+  for (uint32_t r = 0; r < count; r++) {
+    if (!rows[r].wants_logits) continue;
+    memmove(scratch->x + kept * width, scratch->x + r * width, width * sizeof(float));
+    memmove(scratch->mixed + kept * q_width, scratch->mixed + r * q_width, q_width * sizeof(float));
+    kept++;
+  }
+  return kept;
+}
+
+tf_code tf_llm_forward(const tf_llm *self, tf_pool *pool, tf_kv *kv, tf_llm_scratch *scratch, const tf_llm_row *rows,
+                       uint32_t count, const float **logits, tf_error *error) {
+  const tf_llm_config *c = &self->config;
+  assert(count > 0 && count <= scratch->rows_max);
+  *logits = scratch->logits;
+  embed(self, rows, count, scratch);
+  uint32_t wanted = count;
+  for (uint32_t layer = 0; layer < c->layers; layer++) {
+    tf_code code = attend(self, pool, kv, layer, rows, count, scratch);
+    if (code != TF_OK) return tf_fail(error, code, "attention over %u rows failed", count);
+    if (layer + 1 == c->layers) wanted = keep_wanted(self, rows, count, scratch);
+    if (wanted == 0) return TF_OK;
+    finish_layer(self, pool, layer, wanted, scratch);
+  }
+  assert(wanted <= scratch->logits_max);
+  tf_rms_norm(pool, scratch->x, wanted, c->width, self->output_norm, c->norm_epsilon, scratch->normed);
+  tf_linear_apply(self->output, pool, scratch->normed, wanted, scratch->logits, NULL);
+  return TF_OK;
+}

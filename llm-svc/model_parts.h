@@ -1,0 +1,23 @@
+/* What model.c and model_load.c share: the decoder's weights.
+ * In: model_load.c fills it from a GGUF file. Out: model.c reads it. Nobody else includes this. */
+#ifndef TF_LLM_MODEL_PARTS_H
+#define TF_LLM_MODEL_PARTS_H
+
+#include "llm-svc/model.h"
+
+typedef struct tf_llm_layer {
+  float *attention_norm, *ffn_norm; /* [width] */
+  tf_linear *q, *k, *v;             /* width -> heads * head_dim, kv_heads * head_dim twice */
+  tf_linear *attention_output;      /* heads * head_dim -> width */
+  tf_linear *gate, *up, *down;      /* width -> ffn_width twice, ffn_width -> width */
+} tf_llm_layer;
+
+struct tf_llm {
+  tf_llm_config config;
+  tf_llm_layer *layers;       /* [config.layers] */
+  float *output_norm;         /* [width] */
+  tf_linear *output;          /* width -> vocabulary */
+  const tf_tensor *embedding; /* [vocabulary, width] in the file; NULL: tied, rows come from `output` */
+};
+
+#endif
