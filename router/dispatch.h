@@ -1,0 +1,50 @@
+/* Jobs on their way through the workers: placed, assigned, sent; then STAGE, RESULT and FAILURE taken in.
+ * In: pending jobs, windows, messages, workers that have gone. Out: JOB and CANCEL messages, assign and stage scripts,
+ * endings handed to results.c. Every job holds its worker slots exactly from placement until it leaves that worker. */
+#ifndef TF_ROUTER_DISPATCH_H
+#define TF_ROUTER_DISPATCH_H
+
+#include "router/results.h"
+#include "router/workers.h"
+
+typedef struct tf_dispatch tf_dispatch;
+
+typedef struct tf_dispatch_parts { /* all borrowed */
+  void *socket;                    /* the ROUTER socket */
+  tf_scripts *scripts;
+  tf_jobs *jobs;
+  tf_workers *workers;
+  tf_results *results;
+  const tf_router_config *config;
+  const tf_redis_clock *clock;
+  tf_router_stats *stats;
+  const char *instance;
+} tf_dispatch_parts;
+
+enum { TF_KV_TOKENS_BESIDE = 24 }; /* template and margin, counted for every job */
+
+tf_code tf_dispatch_new(const tf_dispatch_parts *parts, tf_dispatch **out);
+void tf_dispatch_free(tf_dispatch **self);
+
+/* Jobs that the workers have room for and that are not claimed yet. */
+uint32_t tf_dispatch_room(tf_dispatch *self);
+/* A new reading of the load, for the policy. */
+void tf_dispatch_observe(tf_dispatch *self, tf_policy_load *load);
+/* Gives pending jobs to workers while there is room. */
+void tf_dispatch_place(tf_dispatch *self);
+/* STAGE, RESULT, FAILURE of a known worker (NULL: of a peer without HELLO; only its results count). */
+void tf_dispatch_message(tf_dispatch *self, const tf_worker *from, const tf_message *message);
+/* Sends the stage changes of the messages taken in since the last call: once after each batch. */
+void tf_dispatch_flush(tf_dispatch *self);
+/* The worker is gone: its jobs are tried again (alone, where it held several). The caller removes the record after. */
+void tf_dispatch_worker_lost(tf_dispatch *self, const tf_worker *worker);
+/* The worker has a new connection: messages may have been lost, its jobs go back at no cost. */
+void tf_dispatch_worker_moved(tf_dispatch *self, const tf_worker *worker);
+/* Ends every job with this id as cancelled, at the workers too. */
+void tf_dispatch_cancel(tf_dispatch *self, const char *id, size_t id_size);
+/* The job is another router's now: its workers' slots are free, its record goes. */
+void tf_dispatch_forget(tf_dispatch *self, tf_router_job *job);
+/* Once in a while: ends what is past its deadline, or longer under way than job_timeout_ms. */
+void tf_dispatch_expire(tf_dispatch *self);
+
+#endif

@@ -1,0 +1,318 @@
+/* The router: ties its stages together. In: messages of workers, ticks. Out: HELLO and PING, readiness, a drained end.
+ * Messages about jobs go to dispatch; who is there (HELLO, WINDOW, PONG, silence) is kept here with workers.c.
+ * Everything runs on the reactor's thread; every round over the socket is bounded. */
+#include "router/router.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "proto/peers.h"
+#include "router/intake.h"
+#include "router/upkeep.h"
+
+enum {
+  TICK_MS = 50,
+  PING_MS = 1000,
+  EXPIRE_MS = 250,
+  STALL_MS_MAX = 10000, /* a reactor thread that did not tick for so long is stuck */
+  MESSAGES_PER_ROUND_MAX = 256,
+  LEAVE_MS_MAX = 2000 /* to tell Redis that we go */
+};
+
+struct tf_router {
+  const tf_router_config *config;
+  tf_reactor *reactor;
+  tf_health *health;
+  tf_router_stats stats;
+  tf_redis_clock clock;
+  char instance[TF_INSTANCE_BYTES_MAX + 1];
+  void *zmq_context, *socket;
+  tf_scripts *scripts;
+  tf_jobs *jobs;
+  tf_workers *workers;
+  tf_results *results;
+  tf_dispatch *dispatch;
+  tf_intake *intake;
+  tf_upkeep *upkeep;
+  int tick;
+  int64_t pinged_ms, expired_ms;
+  enum { SERVING, DRAINING, LEAVING } phase;
+  int64_t phase_until_ms; /* DRAINING, LEAVING */
+};
+
+/* --- Workers --- */
+
+static void worker_lost(tf_router *self, tf_worker *worker) {
+  tf_dispatch_worker_lost(self->dispatch, worker);
+  tf_workers_remove(self->workers, worker);
+}
+
+static void send_to(tf_router *self, tf_worker *worker, const tf_message *message) {
+  if (tf_wire_send(self->socket, worker->peer, worker->peer_size, message, NULL, NULL) == TF_ERR_WORKER_UNREACHABLE)
+    worker->reachable = false; /* it is lost when it stays silent */
+}
+
+static void on_hello(tf_router *self, const tf_message *message) {
+  tf_worker *worker = NULL;
+  tf_hello_outcome outcome = TF_HELLO_REFUSED;
+  /* A HELLO may replace what its connection was before, and what its instance was before. */
+  for (int round = 0; round < 3; round++) {
+    outcome =
+        tf_workers_hello(self->workers, &message->u.hello, message->peer, message->peer_size, tf_now_ms(), &worker);
+    if (outcome != TF_HELLO_REPLACED) break;
+    worker_lost(self, worker);
+  }
+  if (outcome == TF_HELLO_REFUSED || outcome == TF_HELLO_REPLACED) {
+    tf_router_stats_protocol_error(&self->stats, "hello");
+    return;
+  }
+  if (outcome == TF_HELLO_MOVED) tf_dispatch_worker_moved(self->dispatch, worker);
+  if (outcome == TF_HELLO_NEW)
+    tf_log_info("worker_joined", TF_STR("role", worker->role == TF_ROLE_LLM ? "llm" : "encoder"),
+                TF_STR("instance", worker->instance), TF_STR("model", worker->model),
+                TF_STR("pair_hash", worker->pair_hash), TF_STR("endpoint", worker->tensor_endpoint));
+  tf_message answer = {.type = TF_MESSAGE_HELLO};
+  answer.u.hello = (tf_hello){
+      .role = TF_ROLE_ROUTER, .instance = self->instance, .queue = self->config->queue, .version = TF_VERSION};
+  send_to(self, worker, &answer);
+}
+
+static void on_message(tf_router *self, const tf_message *message) {
+  if (message->type == TF_MESSAGE_HELLO) {
+    on_hello(self, message);
+    return;
+  }
+  tf_worker *from = tf_workers_find_peer(self->workers, message->peer, message->peer_size);
+  if (from) {
+    from->heard_ms = tf_now_ms();
+    from->reachable = true;
+  }
+  switch (message->type) {
+  case TF_MESSAGE_RESULT:
+  case TF_MESSAGE_FAILURE:
+    tf_dispatch_message(self->dispatch, from, message);
+    return;
+  case TF_MESSAGE_STAGE:
+    tf_dispatch_message(self->dispatch, from, message);
+    return;
+  case TF_MESSAGE_WINDOW:
+    if (from) tf_workers_window(from, &message->u.window);
+    break;
+  case TF_MESSAGE_PONG:
+  case TF_MESSAGE_DELTA: /* nobody streams through a router yet */
+    break;
+  default:
+    tf_router_stats_protocol_error(&self->stats, "unexpected");
+    return;
+  }
+  if (!from) tf_router_stats_protocol_error(&self->stats, "unknown_peer"); /* it says HELLO when no PING comes */
+}
+
+static void on_socket(void *context, void *socket) {
+  tf_router *self = context;
+  for (int i = 0; i < MESSAGES_PER_ROUND_MAX; i++) {
+    tf_message message;
+    tf_error error;
+    tf_code code = tf_wire_receive(socket, true, &message, &error);
+    if (code == TF_ERR_TIMEOUT) break;
+    if (code == TF_OK) {
+      on_message(self, &message);
+      tf_message_clear(&message);
+    } else {
+      tf_router_stats_protocol_error(&self->stats, "malformed");
+      tf_log_debug("message_dropped", TF_STR("reason", error.text));
+    }
+  }
+  tf_dispatch_flush(self->dispatch);
+  tf_dispatch_place(self->dispatch);
+}
+
+static void ping_workers(tf_router *self) {
+  int64_t demand = self->phase == SERVING
+                       ? tf_intake_waiting(self->intake) + (int64_t)tf_jobs_count_state(self->jobs, TF_JOB_PENDING)
+                       : 0;
+  for (tf_worker *worker = tf_workers_first(self->workers); worker; worker = tf_workers_next(self->workers, worker)) {
+    tf_message message = {.type = TF_MESSAGE_PING};
+    message.u.ping = (tf_ping){.sequence = ++worker->ping_sequence,
+                               .demand_jobs = demand > UINT32_MAX ? UINT32_MAX : (uint32_t)demand};
+    send_to(self, worker, &message);
+  }
+}
+
+static void drop_silent_workers(tf_router *self, int64_t now_ms) {
+  for (tf_worker *worker = tf_workers_first(self->workers); worker; worker = tf_workers_next(self->workers, worker))
+    if (now_ms - worker->heard_ms >= self->config->peer_timeout_ms) worker_lost(self, worker);
+}
+
+/* --- State --- */
+
+static void report_health(tf_router *self) {
+  size_t encoders = tf_workers_count(self->workers, TF_ROLE_ENCODER),
+         llms = tf_workers_count(self->workers, TF_ROLE_LLM);
+  tf_metric_set(self->stats.encoders, (double)encoders);
+  tf_metric_set(self->stats.llms, (double)llms);
+  tf_metric_set(self->stats.held, (double)tf_jobs_count(self->jobs));
+  const char *reason = self->phase != SERVING                 ? "draining"
+                       : !tf_scripts_is_ready(self->scripts)  ? "Redis is out of reach"
+                       : tf_intake_results_full(self->intake) ? "results are full, intake has stopped"
+                       : encoders == 0                        ? "no encoder"
+                       : llms == 0                            ? "no LLM worker"
+                       : !tf_workers_main_pair(self->workers) ? "no encoder and LLM of one model that take jobs"
+                                                              : NULL;
+  tf_health_set_ready(self->health, !reason, reason ? reason : "ready");
+  tf_health_beat(self->health, 0, STALL_MS_MAX);
+}
+
+static void on_left(void *context) {
+  tf_router *self = context;
+  tf_log_info("router_left", TF_INT("jobs_handed_back", tf_jobs_count(self->jobs)));
+  tf_reactor_stop(self->reactor);
+}
+
+static void leave(tf_router *self) {
+  if (self->phase == LEAVING) return;
+  self->phase = LEAVING;
+  self->phase_until_ms = tf_now_ms() + LEAVE_MS_MAX;
+  tf_upkeep_leave(self->upkeep, on_left, self);
+}
+
+static void advance_phase(tf_router *self, int64_t now_ms) {
+  if (self->phase == DRAINING) {
+    tf_upkeep_release_pending(self->upkeep);
+    if (tf_jobs_count(self->jobs) == 0 || now_ms >= self->phase_until_ms) leave(self);
+  } else if (self->phase == LEAVING && now_ms >= self->phase_until_ms) {
+    tf_reactor_stop(self->reactor);
+  }
+}
+
+static void on_tick(void *context) {
+  tf_router *self = context;
+  int64_t now_ms = tf_now_ms();
+  if (now_ms - self->pinged_ms >= PING_MS) {
+    self->pinged_ms = now_ms;
+    ping_workers(self);
+  }
+  drop_silent_workers(self, now_ms);
+  if (now_ms - self->expired_ms >= EXPIRE_MS) {
+    self->expired_ms = now_ms;
+    tf_dispatch_expire(self->dispatch);
+    report_health(self);
+  }
+  advance_phase(self, now_ms);
+}
+
+void tf_router_drain(tf_router *self) {
+  if (self->phase != SERVING) {
+    leave(self);
+    return;
+  }
+  tf_log_info("router_drains", TF_INT("jobs", tf_jobs_count(self->jobs)));
+  self->phase = DRAINING;
+  self->phase_until_ms = tf_now_ms() + self->config->drain_timeout_s * 1000;
+  tf_intake_stop(self->intake);
+  advance_phase(self, tf_now_ms());
+}
+
+static void on_redis_ready(void *context) {
+  tf_router *self = context;
+  tf_upkeep_kick(self->upkeep);
+  tf_results_kick(self->results);
+}
+static void on_redis_lost(void *context) {
+  (void)context;
+} /* every caller was told by its own callback */
+
+/* --- Life --- */
+
+static tf_code bind_socket(tf_router *self, tf_error *error) {
+  const char *endpoint = self->config->bind;
+  if (!self->config->insecure && !tf_wire_endpoint_is_local(endpoint))
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
+                   "--bind %.200s: other machines reach this address; that needs --insecure", endpoint);
+  self->zmq_context = zmq_ctx_new();
+  self->socket = self->zmq_context ? tf_wire_socket(self->zmq_context, ZMQ_ROUTER) : NULL;
+  if (!self->socket) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "can not make a socket");
+  if (zmq_bind(self->socket, endpoint) != 0)
+    return tf_fail(error, TF_ERR_IO, "can not bind to %.200s: %s", endpoint, zmq_strerror(zmq_errno()));
+  return tf_reactor_add_socket(self->reactor, self->socket, on_socket, self);
+}
+
+static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_url *url) {
+  tf_scripts_events events = {.ready = on_redis_ready, .lost = on_redis_lost, .context = self};
+  tf_code code = tf_scripts_new(self->reactor, url, self->config->queue, metrics, &events, &self->scripts);
+  if (code != TF_OK) return code;
+  tf_results_parts results = {self->reactor, self->scripts, self->jobs,    self->config,
+                              &self->clock,  &self->stats,  self->instance};
+  code = tf_results_new(&results, &self->results);
+  if (code != TF_OK) return code;
+  tf_dispatch_parts dispatch = {self->socket, self->scripts, self->jobs,   self->workers, self->results,
+                                self->config, &self->clock,  &self->stats, self->instance};
+  code = tf_dispatch_new(&dispatch, &self->dispatch);
+  if (code != TF_OK) return code;
+  tf_upkeep_parts upkeep = {self->reactor, self->scripts, self->jobs,   self->workers, self->dispatch,
+                            self->config,  &self->clock,  &self->stats, self->instance};
+  code = tf_upkeep_new(&upkeep, &self->upkeep);
+  if (code != TF_OK) return code;
+  tf_intake_parts intake = {self->reactor, self->scripts, self->jobs,   self->dispatch, self->results,
+                            self->config,  &self->clock,  &self->stats, self->instance};
+  return tf_intake_new(&intake, &self->intake);
+}
+
+tf_code tf_router_new(const tf_router_config *config, tf_reactor *reactor, tf_metrics *metrics, tf_health *health,
+                      tf_router **out, tf_error *error) {
+  char key[TF_REDIS_KEY_BYTES_MAX];
+  if (tf_redis_key(config->queue, "jobs:0", key, sizeof key) != TF_OK)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--queue '%.80s': a name is 1 to 64 of A-Z a-z 0-9 . _ -",
+                   config->queue);
+  tf_redis_url url;
+  tf_code code = tf_redis_url_parse(config->redis, &url, error);
+  if (code != TF_OK) return code;
+  tf_router *self = calloc(1, sizeof *self);
+  if (!self) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
+  self->config = config;
+  self->reactor = reactor;
+  self->health = health;
+  self->clock.offset_us = tf_unix_us() - tf_now_us(); /* until Redis tells its own */
+  tf_router_stats_init(&self->stats, metrics);
+  tf_instance_make("router", self->instance, sizeof self->instance);
+  self->jobs = tf_jobs_new();
+  self->workers = tf_workers_new();
+  self->tick = tf_reactor_add_timer(reactor, TICK_MS, true, on_tick, self);
+  code = self->jobs && self->workers && self->tick >= 0 ? TF_OK
+                                                        : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
+  if (code == TF_OK) code = bind_socket(self, error);
+  if (code == TF_OK) {
+    code = make_stages(self, metrics, &url);
+    if (code != TF_OK) tf_fail(error, code, "no memory to start");
+  }
+  if (code != TF_OK) {
+    tf_router_free(&self);
+    return code;
+  }
+  tf_log_info("router_started", TF_STR("instance", self->instance), TF_STR("queue", config->queue),
+              TF_STR("bind", config->bind));
+  *out = self;
+  return TF_OK;
+}
+
+void tf_router_free(tf_router **self) {
+  if (!self || !*self) return;
+  tf_router *freed = *self;
+  *self = NULL;
+  if (freed->tick >= 0) tf_reactor_remove_timer(freed->reactor, freed->tick);
+  tf_scripts_free(&freed->scripts); /* first: its callbacks still find the others */
+  tf_intake_free(&freed->intake);
+  tf_upkeep_free(&freed->upkeep);
+  tf_dispatch_free(&freed->dispatch);
+  tf_results_free(&freed->results);
+  tf_jobs_free(&freed->jobs);
+  tf_workers_free(&freed->workers);
+  if (freed->socket) {
+    tf_reactor_remove_socket(freed->reactor, freed->socket);
+    zmq_close(freed->socket);
+  }
+  if (freed->zmq_context) zmq_ctx_term(freed->zmq_context);
+  free(freed);
+}

@@ -1,0 +1,361 @@
+#!/usr/bin/env bash
+# The router's promise on a real Redis: each id ends once, whatever is killed, stopped, refused or said twice.
+# In: tokenflex-router, a real redis-server, tests/integration/fake_worker.c (a pair that misbehaves on demand).
+# Out: checks on results, dead letters, keys and metrics; a queue of its own for each scenario.
+. "$(dirname "$0")/lib.sh"
+
+fake="$DIR/fake_worker"
+flags="-O1 -g"
+case $BUILD in *asan*) flags="$flags -fsanitize=address,undefined" ;; *tsan*) flags="$flags -fsanitize=thread" ;; esac
+# shellcheck disable=SC2086,SC2046 # lists of flags
+${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -I. -I"$BUILD/gen" -o "$fake" tests/integration/fake_worker.c "$BUILD"/obj/common/*.o \
+  "$BUILD"/obj/proto/*.o "$BUILD"/obj/gen/proto/*.o -pthread \
+  $(pkg-config --libs libzmq libprotobuf-c hiredis libmicrohttpd) -lm || { fail "the fake worker compiles"; exit 1; }
+
+REDIS_OPTIONS=(--save "" --appendonly yes --appendfsync always)
+redis_up() {
+  start redis redis-server --port 0 --unixsocket "$DIR/redis.sock" --dir "$DIR" "${REDIS_OPTIONS[@]}"
+  until_true 10 eval '[ "$(r ping 2>/dev/null)" = PONG ]' || fail "redis-server starts"
+}
+redis_up
+
+# Every scenario has a queue Q; its routers listen on ipc://$DIR/NAME.sock.
+Q=none
+router() { # NAME [options...]: short lease and time-outs, so that faults show soon
+  local name=$1; shift
+  start "$name" "$BUILD/tokenflex-router" --redis "unix://$DIR/redis.sock" --queue "$Q" --bind "ipc://$DIR/$name.sock" \
+    --health off --lease-ms 1500 --peer-timeout-ms 1000 --drain-timeout-s 3 --log-level debug "$@"
+}
+HASH=0123456789abcdef0123456789abcdef
+worker() { # NAME ROUTER [PAIR-HASH [SLOTS [eager]]]
+  local name=$1 to=$2; shift 2
+  start "$name" "$fake" "ipc://$DIR/$to.sock" "$name" "$@"
+}
+key() { echo "tf:{$Q}:$1"; }
+add() { r xadd "$(key jobs:1)" '*' "$@"; }
+job() { add id "$1" uri "file:///$1.jpg" "${@:2}" >/dev/null; }
+count() { r xlen "$(key "$1")"; }
+# entries STREAM: one JSON object an entry
+entries() {
+  r --json xrange "$(key "$1")" - + |
+    jq -c '.[][1] | . as $a | [range(0; length; 2) | {key: $a[.], value: $a[. + 1]}] | from_entries'
+}
+field() { entries "$1" | jq -r --arg id "$2" --arg f "$3" 'select(.id == $id) | .[$f] // "absent"'; }
+json() { field results "$1" json | jq -rc "$2"; }
+unfinished() { echo $(($(count jobs:0) + $(count jobs:1))); }
+all_done() { [ "$(unfinished)" -eq 0 ]; }
+ended() { [ -n "$(field results "$1" id)$(field dead "$1" id)" ]; }
+started() { grep -q "^job $2 " "$DIR/$1.log"; } # WORKER ID
+leases() { echo $(($(r zcard "$(key lease:encode)") + $(r zcard "$(key lease:decode)") + $(r zcard "$(key retry)"))); }
+nothing_left() {
+  same "$1: nothing unfinished, leased or waiting is left" "0 0 0" \
+    "$(unfinished) $(leases) $(r keys "$(key 'job:*')" | grep -c .)"
+}
+# once WHAT ID...: each id in results or dead exactly once
+once() {
+  local what=$1; shift
+  same "$what: each id ended exactly once" "$(printf '%s\n' "$@" | sort)" \
+    "$({ entries results; entries dead; } | jq -r .id | sort)"
+}
+scenario() { Q=$1; echo "# $1"; }
+down() { local name; for name in "$@"; do stop "$name" KILL; done; }
+
+scenario plain
+job early
+router a --health 127.0.0.1:0
+worker w a
+check "a job added before the first router is done" until_true 10 ended early
+job reply1 reply here
+own=$(add uri file:///own.jpg)
+r xadd "$(key jobs:0)" 5-1 uri file:///lane0.jpg >/dev/null
+job fixed min_vision_tokens 144 max_vision_tokens 144 trace T1
+job atmost max_vision_tokens 64
+printf '\x00\xff\r\nbytes' | redis-cli -s "$DIR/redis.sock" -x xadd "$(key jobs:1)" '*' id inline image >/dev/null
+check "all jobs end" until_true 10 all_done
+once "plain" early "$own" 5-1 fixed atmost inline
+same "a result's fields" '["id","caption","vision_tokens","json"]' "$(entries results | head -n 1 | jq -c keys_unsorted)"
+same "json: keys in order" '["id","image","caption","vision_tokens","usage","timing_ms","attempt","model"]' "$(json early keys_unsorted)"
+same "json: stages in order" '["queue","fetch","decode","encode","transfer","wait","prefill","generate","total"]' "$(json early '.timing_ms | keys_unsorted')"
+same "json: idle gives the most" '{"requested":"auto","assigned":256,"reason":"idle"}' "$(json early .vision_tokens)"
+same "json: fixed" '{"requested":144,"assigned":144,"reason":"fixed"}' "$(json fixed .vision_tokens)"
+same "json: the job's maximum" '{"requested":"auto","assigned":64,"reason":"job_max"}' "$(json atmost .vision_tokens)"
+same "json: usage" '{"prompt_tokens":276,"completion_tokens":7,"finish_reason":"stop"}' "$(json early .usage)"
+same "json: times have two digits" 1.23 "$(json early .timing_ms.queue)"
+check "json: total covers the wait" test "$(json early '.timing_ms.total >= 1')" = true
+same "json: attempt, model, image" '[1,"fake/0","file:///early.jpg"]' "$(json early '[.attempt, .model, .image]')"
+same "json: inline bytes have no image" null "$(json inline .image)"
+check "inline bytes arrive whole" grep -q "^job inline attempt 1 payload 9$" "$DIR/w.log"
+same "a named reply has the result" "reply1 caption of reply1" "$(field reply:here reply1 id) $(field reply:here reply1 caption)"
+same "and the results have not" "" "$(field results reply1 id)"
+check "a reply expires" test "$(r pttl "$(key reply:here)")" -gt 80000000
+same "the model is told" "64,144,256 fake/0" "$(r hmget "$(key model)" token_counts model | tr '\n' ' ' | sed 's/ $//')"
+same "the done key says where" "r" "$(r get "$(key done:early)" | cut -c1)"
+nothing_left plain
+r script flush >/dev/null
+job flushed
+check "scripts are loaded again after a flush" until_true 10 ended flushed
+
+scenario refused
+r xadd "$(key jobs:1)" '*' id unknown uri file:///a colour red reply here >/dev/null
+job count_min min_vision_tokens 100
+job order min_vision_tokens 256 max_vision_tokens 64
+job words max_new_tokens many
+job late deadline_ms 1
+add id none prompt hello >/dev/null
+add id both uri file:///a image xyz >/dev/null
+add id "$(printf 'a\tb')" uri file:///a >/dev/null
+job badreply reply 'a b'
+router a2
+worker w2 a2
+check "refused jobs end" until_true 10 all_done
+for want in unknown:field_unknown count_min:vision_tokens_unsupported order:field_invalid words:field_invalid \
+  late:deadline none:field_invalid both:field_invalid badreply:field_invalid; do
+  same "${want%:*} is dead as ${want#*:}" "${want#*:} 0" "$(field dead "${want%:*}" error_code) $(field dead "${want%:*}" attempts)"
+done
+same "the text names what is offered" "min_vision_tokens 100 is not supported; this model has 64, 144, 256" "$(field dead count_min error_message)"
+same "the original fields are kept" "red file:///a" "$(field dead unknown colour) $(field dead unknown uri)"
+same "an image is left out" "absent" "$(field dead both image)"
+same "a reply gets a copy of the dead letter" "field_unknown" "$(field reply:here unknown error_code)"
+same "no result comes of them" 0 "$(count results)"
+same "no worker saw them" 0 "$(grep -c '^job' "$DIR/w2.log")"
+nothing_left refused
+down a2 w2
+
+scenario duplicates
+router d
+worker dw d
+job one
+check "the first ends" until_true 10 ended one
+job one
+add id one uri file:///other.jpg reply again >/dev/null
+job fail-image_corrupt-1
+check "the failing one ends" until_true 10 ended fail-image_corrupt-1
+add id fail-image_corrupt-1 uri file:///x reply again >/dev/null
+job slow-twin
+job slow-twin
+r xadd "$(key jobs:0)" 7-7 uri file:///p.jpg >/dev/null
+r xadd "$(key jobs:1)" 9999999999999-7 uri file:///q.jpg >/dev/null
+r xadd "$(key jobs:0)" 9999999999999-7 uri file:///r.jpg >/dev/null
+check "duplicates go" until_true 15 all_done
+sleep 0.3
+same "one result an id" "one slow-twin" "$(entries results | jq -r .id | grep -v -- '-7$' | sort | tr '\n' ' ' | sed 's/ $//')"
+same "one dead letter" 1 "$(count dead)"
+same "the reply gets the result that was" "caption of one" "$(field reply:again one caption)"
+same "and the dead letter that was" "image_corrupt" "$(field reply:again fail-image_corrupt-1 error_code)"
+same "entries of both lanes with one stream id are two jobs" 2 "$(entries results | jq -r .id | grep -c 9999999999999-7)"
+nothing_left duplicates
+down d dw
+
+scenario failures
+router f
+worker fw f
+job fail-image_truncated-1
+job fail-fetch_unavailable-1
+job full-1
+job twice-1
+job stale-1
+job garbage-1
+check "all end" until_true 20 all_done
+sleep 0.3
+once failures fail-image_truncated-1 fail-fetch_unavailable-1 full-1 twice-1 stale-1 garbage-1
+same "what can't pass dies at once" "image_truncated 1" "$(field dead fail-image_truncated-1 error_code) $(field dead fail-image_truncated-1 attempts)"
+same "what may pass is tried three times" "fetch_unavailable 3" "$(field dead fail-fetch_unavailable-1 error_code) $(field dead fail-fetch_unavailable-1 attempts)"
+same "the worker saw three attempts" 3 "$(grep -c '^job fail-fetch' "$DIR/fw.log")"
+same "being handed back costs no attempt" 1 "$(json full-1 .attempt)"
+same "though it was assigned twice" 2 "$(grep -c '^job full-1' "$DIR/fw.log")"
+nothing_left failures
+down f fw
+
+scenario cancel
+router c
+worker cw c "$HASH" 2
+job hold-1; job hold-2; job waits-3; job waits-4
+check "two are under way" until_true 10 started cw hold-2
+for id in waits-3 never-there hold-1 hold-2; do r xadd "$(key cancel)" '*' id "$id" >/dev/null; done
+check "cancelled jobs end" until_true 10 all_done
+once cancel hold-1 hold-2 waits-3 waits-4
+same "as cancelled" "cancelled cancelled cancelled" "$(for id in hold-1 hold-2 waits-3; do field dead "$id" error_code; done | tr '\n' ' ' | sed 's/ $//')"
+same "the others go on" "caption of waits-4" "$(field results waits-4 caption)"
+check "the workers are told" grep -q "^cancelled hold-1 cancelled" "$DIR/cw.log"
+nothing_left cancel
+down c cw
+
+scenario router_killed
+router k1
+worker kw1 k1
+for i in 1 2 3 4; do job "hold-$i" min_vision_tokens 144; done
+check "four jobs are under way" until_true 10 started kw1 hold-4
+r xadd "$(key jobs:1)" '*' id hold-gone uri file:///gone.jpg >/dev/null
+check "a fifth too" until_true 10 started kw1 hold-gone
+gone=$(r hget "$(key "job:$(r zrange "$(key lease:encode)" -1 -1)")" id)
+r xdel "$(key jobs:1)" "$(r zrange "$(key lease:encode)" -1 -1 | cut -d: -f2)" >/dev/null
+down k1 kw1
+router k2
+worker kw2 k2 "$HASH" 8 eager
+check "the second router finishes them" until_true 15 all_done
+check "and what is not there any more" until_true 15 ended "$gone"
+once router_killed hold-1 hold-2 hold-3 hold-4 hold-gone
+same "a router's death costs no attempt" "1 1 1 1" "$(for i in 1 2 3 4; do json "hold-$i" .attempt; done | tr '\n' ' ' | sed 's/ $//')"
+same "the vanished entry is dead" "entry_lost file:///gone.jpg" "$(field dead "$gone" error_code) $(field dead "$gone" uri)"
+check "the second attempt says so" grep -q "^job hold-1 attempt 2" "$DIR/kw2.log"
+nothing_left router_killed
+check "the dead router's consumer is removed" until_true 20 eval '[ "$(r xinfo consumers "$(key jobs:1)" router | grep -c "^router-")" -eq 1 ]'
+down k2 kw2
+
+scenario zombie
+router z1
+worker zw1 z1
+for i in 1 2 3; do job "slow-$i"; done
+check "three jobs are under way" until_true 10 started zw1 slow-3
+kill -STOP "${PIDS[z1]}"
+router z2
+worker zw2 z2
+check "another router takes them and ends them" until_true 15 all_done
+kill -CONT "${PIDS[z1]}"
+job after
+check "the zombie lives on" until_true 10 ended after
+sleep 1
+once zombie slow-1 slow-2 slow-3 after
+nothing_left zombie
+down z1 z2 zw1 zw2
+
+scenario worker_killed
+router p
+keep_alive() { while :; do "$fake" "ipc://$DIR/p.sock" "pw$((n = n + 1))" 2>&1; done; }
+n=0
+start pw keep_alive
+check "a pair joins" until_true 10 eval '[ -n "$(r hget "$(key model)" model)" ]'
+for i in 1 2 3 4 5; do job "slow-$i"; done
+job die-1
+for i in 6 7; do job "slow-$i"; done
+check "the poison job and its neighbours end" until_true 90 all_done
+once worker_killed die-1 slow-1 slow-2 slow-3 slow-4 slow-5 slow-6 slow-7
+same "the poison job is dead after three deaths alone" "worker_lost 3" "$(field dead die-1 error_code) $(field dead die-1 attempts)"
+same "its neighbours paid nothing" "1 1 1 1 1 1 1" "$(for i in 1 2 3 4 5 6 7; do json "slow-$i" .attempt; done | tr '\n' ' ' | sed 's/ $//')"
+nothing_left worker_killed
+down p pw
+
+scenario abandoned
+r xgroup create "$(key jobs:1)" router 0 mkstream >/dev/null
+job taken
+r xreadgroup group router somebody count 1 streams "$(key jobs:1)" '>' >/dev/null
+router s
+worker sw s
+check "what somebody claimed and left is swept up" until_true 20 ended taken
+once abandoned taken
+nothing_left abandoned
+down s sw
+
+scenario drain
+router g1 --drain-timeout-s 2
+worker gw g1
+job slow-1; job hold-1
+check "both are under way" until_true 10 started gw hold-1
+kill -TERM "${PIDS[g1]}"
+job unseen
+wait "${PIDS[g1]}"
+same "drained, exit status 0" 0 $?
+unset "PIDS[g1]"
+once drain slow-1
+same "what was not finished waits for another router" 1 "$(r zcard "$(key retry)")"
+same "nothing is leased" 0 "$(($(r zcard "$(key lease:encode)") + $(r zcard "$(key lease:decode)")))"
+same "the router is off the list" 0 "$(r zcard "$(key routers)")"
+router g2
+worker gw2 g2 "$HASH" 8 eager
+check "another router finishes the rest" until_true 10 all_done
+once drain slow-1 hold-1 unseen
+same "at no cost" 1 "$(json hold-1 .attempt)"
+down g2 gw gw2
+
+scenario full
+router l --results-max 3
+worker lw l "$HASH" 1
+for i in 1 2 3 4 5 6; do job "j$i"; done
+check "results fill up" until_true 10 eval '[ "$(count results)" -ge 3 ]'
+sleep 0.5
+same "intake stops" 3 "$(count results)"
+check "and says so" grep -q 'event=intake_stopped' "$DIR/l.log"
+r xtrim "$(key results)" maxlen 0 >/dev/null
+check "with room it goes on" until_true 10 all_done
+down l lw
+
+scenario two_routers
+router r1; router r2
+start rw "$fake" "ipc://$DIR/r1.sock" one "$HASH" 1
+start rw2 "$fake" "ipc://$DIR/r2.sock" two "$HASH" 1
+names=()
+for i in $(seq 1 40); do job "t$i"; names+=("t$i"); done
+for i in $(seq 1 10); do r xadd "$(key jobs:0)" '*' id "u$i" uri file:///u >/dev/null; names+=("u$i"); done
+check "two routers share a queue" until_true 20 all_done
+once two_routers "${names[@]}"
+check "both worked" test "$(grep -c '^job' "$DIR/rw.log")" -gt 0 -a "$(grep -c '^job' "$DIR/rw2.log")" -gt 0
+nothing_left two_routers
+
+scenario redis_restart
+router e
+worker ew e
+for i in 1 2 3; do job "slow-$i"; done
+check "jobs are under way" until_true 10 started ew slow-3
+stop redis KILL
+sleep 2
+redis_up
+job after
+check "after Redis came back everything ends" until_true 20 all_done
+once redis_restart slow-1 slow-2 slow-3 after
+nothing_left redis_restart
+
+scenario wrong_type
+down e ew
+router y
+worker yw y
+r set "$(key retry)" oops >/dev/null
+job typed
+sleep 1
+same "a key of a wrong type stops the scripts before they write" "1 0" "$(unfinished) $(r zcard "$(key lease:encode)")"
+check "and the log names it" grep -q "tf:{wrong_type}:retry holds a string" "$DIR/y.log"
+r del "$(key retry)" >/dev/null
+check "mended, it goes on" until_true 10 ended typed
+down y yw
+
+scenario memory
+router m
+worker mw m
+for i in 1 2 3; do job "slow-$i"; done
+check "jobs are under way" until_true 10 started mw slow-3
+r config set maxmemory 1 >/dev/null
+check "a full Redis refuses more jobs" test -n "$(job more 2>&1; add id more uri file:///m 2>&1 | grep OOM)"
+check "what is under way is committed all the same" until_true 10 all_done
+r config set maxmemory 0 >/dev/null
+once memory slow-1 slow-2 slow-3
+nothing_left memory
+down m mw
+
+scenario submit
+submit() { # lane max_waiting max_bytes field value...
+  r --eval router/lua/submit.lua "$(key jobs:0)" "$(key jobs:1)" "$(key lease:encode)" "$(key lease:decode)" , "$@" 2>&1
+}
+check "submit.lua adds" test -n "$(submit 1 2 0 id s1 uri file:///a | grep -E '^[0-9]+-0')"
+submit 0 2 0 id s2 uri file:///a >/dev/null
+check "past max_waiting it refuses" test -n "$(submit 1 2 0 id s3 uri file:///a | grep '^queue_full 2 jobs')"
+check "past max_waiting_bytes it refuses" test -n "$(submit 1 0 2000 id s4 image "$(head -c 3000 /dev/zero | tr '\0' x)" | grep '^queue_full')"
+check "odd arguments are refused" test -n "$(submit 1 0 0 id | grep '^invalid_argument')"
+same "lanes" "1 1" "$(count jobs:0) $(count jobs:1)"
+
+scenario password
+port=$(free_port)
+start redis2 redis-server --bind 127.0.0.1 --port "$port" --save "" --dir "$DIR/" --requirepass "not this" \
+  --user me on '>s3cret-word' '~*' '&*' '+@all'
+start q "$BUILD/tokenflex-router" --redis "redis://me:s3cret-word@localhost:$port/3" --queue "$Q" --bind "ipc://$DIR/q.sock" --health off
+start wrong "$BUILD/tokenflex-router" --redis "redis://me:another@127.0.0.1:$port" --queue "$Q" --bind "ipc://$DIR/wrong.sock" --health off
+worker qw q
+p() { REDISCLI_AUTH=s3cret-word redis-cli --user me -h 127.0.0.1 -p "$port" -n 3 --raw "$@" 2>/dev/null; }
+check "redis with a password starts" until_true 10 eval '[ "$(p ping)" = PONG ]'
+p xadd "$(key jobs:1)" '*' id x uri file:///x >/dev/null
+check "TCP, a host name, user, password and database" until_true 10 eval '[ "$(p xlen "$(key results)")" = 1 ]'
+check "a wrong password is said" until_true 10 grep -q "event=redis_refused" "$DIR/wrong.log"
+same "and never shown" "" "$(grep -l another "$DIR/wrong.log")"
+stop q; stop wrong; stop qw KILL; stop redis2
+
+for name in a r1 r2; do alive "$name" || fail "router $name still runs"; done
+stop a
+same "no sanitizer spoke" "" "$(grep -lE 'ERROR: (Address|Leak|Thread)Sanitizer|runtime error:' "$DIR"/*.log)"
