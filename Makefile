@@ -11,11 +11,11 @@ CFLAGS_debug := -O0 -g3
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 PACKAGES := libzmq libprotobuf-c openblas libjpeg hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
-WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \
+WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \
   $(if $(CI),-Werror)
 CFLAGS += -std=c11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS_$(VARIANT)) -pthread -I. -I$(B)/gen \
   $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
-LDFLAGS += $(CFLAGS_$(VARIANT)) -pthread
+LDFLAGS += $(CFLAGS_$(VARIANT)) -pthread -Wl,--as-needed
 LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
 
 # Every part is a library of its .c files but main.c; generated files join proto and router.
@@ -27,19 +27,42 @@ objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
 GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
 CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(GEN_OBJECTS)
 
+# An archive, so that a program links only what it uses (the router needs no OpenBLAS).
+CORE := $(B)/libtf_core.a
+
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption test install-packages model clean format lint
+.PHONY: help build caption test unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Each asks make again: pkg-config and the compiler may only be there after the packages are.
+IMAGES ?= examples
+caption: packages ## install, build, get the model, caption IMAGES=DIR (default: examples/)
+	@$(MAKE) --no-print-directory build model
+	@$(B)/tokenflex caption $(CAPTION_OPTIONS) "$(IMAGES)"
+test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
+	@$(MAKE) --no-print-directory build unit-tests model
+	@BUILD=$(B) tests/run $(T)
+
+packages: ## install the Debian packages that are missing (root or sudo)
+	@tools/install-packages run
+test-packages:
+	@tools/install-packages run test
+model: ## fetch and convert the model into build/model
+	@tools/model build/model
 
 build: $(PROGRAMS) ## build the four programs into build/release
 
-$(B)/tokenflex: $(B)/obj/cli/main.o $(call objects,cli) $(CORE_OBJECTS)
-$(B)/tokenflex-router: $(B)/obj/router/main.o $(call objects,router) $(CORE_OBJECTS)
-$(B)/tokenflex-encoder: $(B)/obj/encoder-svc/main.o $(call objects,encoder-svc) $(CORE_OBJECTS)
-$(B)/tokenflex-llm: $(B)/obj/llm-svc/main.o $(call objects,llm-svc) $(CORE_OBJECTS)
+$(B)/tokenflex: $(B)/obj/cli/main.o $(call objects,cli) $(CORE)
+$(B)/tokenflex-router: $(B)/obj/router/main.o $(call objects,router) $(CORE)
+$(B)/tokenflex-encoder: $(B)/obj/encoder-svc/main.o $(call objects,encoder-svc) $(CORE)
+$(B)/tokenflex-llm: $(B)/obj/llm-svc/main.o $(call objects,llm-svc) $(CORE)
+$(CORE): $(CORE_OBJECTS)
+	@mkdir -p $(@D)
+	@rm -f $@
+	ar rcs $@ $^
 $(PROGRAMS):
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -65,6 +88,24 @@ $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/proto/tokenflex.pb-c.h &: proto/tokenfl
 $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard router/lua/*.lua)
 	@mkdir -p $(B)/gen
 	tools/embed-lua $(B)/gen router/lua/*.lua
+
+# Pixels as the encoder sees them, for the PyTorch reference (tools/make_goldens.py).
+$(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
+format: ## format every C file
+	clang-format -i $(C_FILES)
+format-check: ## check that the format is clean
+	clang-format --dry-run --Werror $(C_FILES)
+lint: format-check $(GEN_H) ## check format and clang-tidy
+	clang-tidy --quiet $(wildcard $(addsuffix /*.c,$(PARTS))) -- $(filter-out -W%,$(CFLAGS))
+
+PREFIX ?= /usr/local
+install: build model ## install programs and model under PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/tokenflex/model
+	install $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 build/model/*.gguf $(DESTDIR)$(PREFIX)/share/tokenflex/model
 
 clean: ## remove what was built (the model stays)
 	rm -rf build/release build/debug build/asan build/tsan

@@ -1,0 +1,41 @@
+/* The wait between starting and working. In: a queue. Out: its model, or what is missing.
+ * A stack of our own is looked at first each time: a service that can not start says so within the second. */
+#include "cli/ready.h"
+
+#include "cli/command.h"
+#include "common/clock.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { POLL_US = 50000 };
+
+static const char *missing(const tf_queue_model *model, bool own_stack) {
+  if (own_stack) return model->routers ? "encoder and LLM are loading the model" : "the router is starting";
+  return model->routers ? "a router is there, but no encoder and LLM of the same model"
+                        : "no router serves this queue (is the deployment running, is --queue right?)";
+}
+
+tf_code tf_ready_wait(tf_link *link, tf_stack *stack, tf_ready_fn tell, void *context, tf_queue_model *out,
+                      tf_buffer *report, tf_error *error) {
+  int64_t started_ms = tf_now_ms();
+  memset(out, 0, sizeof *out);
+  for (;;) {
+    if (stack && !tf_stack_alive(stack, report))
+      return tf_fail(error, TF_ERR_WORKER_LOST, "a process ended while the stack was starting");
+    if (tf_interrupt_count() > 0) return tf_fail(error, TF_ERR_CANCELLED, "interrupted");
+    tf_code code = tf_link_connect(link, error);
+    if (!code) code = tf_queue_read_model(link, out, error);
+    if (!code && out->live) return TF_OK;
+    if (code && !stack) return code;
+    const char *note = missing(out, stack != NULL);
+    int64_t waited_s = (tf_now_ms() - started_ms) / 1000;
+    if (waited_s >= TF_READY_SECONDS_MAX)
+      return tf_fail(error, TF_ERR_TIMEOUT, "not ready after %d s: %s", TF_READY_SECONDS_MAX, note);
+    char text[200];
+    snprintf(text, sizeof text, "%s: %s (%lld s)", stack ? "starting" : "waiting", note, (long long)waited_s);
+    tell(context, text);
+    usleep(POLL_US);
+  }
+}

@@ -1,0 +1,20 @@
+/* Waits until a queue can work: a router with an encoder and an LLM of the same model.
+ * In: a link to the queue, the stack that was started for it (or none). Out: the model that it serves. */
+#ifndef TF_CLI_READY_H
+#define TF_CLI_READY_H
+
+#include "cli/queue.h"
+#include "cli/stack.h"
+
+enum { TF_READY_SECONDS_MAX = 120 };
+
+/* What is being waited for at the moment; called some ten times a second. */
+typedef void (*tf_ready_fn)(void *context, const char *note);
+
+/* stack NULL: a deployment; then a Redis that can not be reached is an error at once.
+ * Errors: TF_ERR_CANCELLED (a signal came), TF_ERR_WORKER_LOST (a process of the stack ended; report says which),
+ * TF_ERR_REDIS, TF_ERR_TIMEOUT (the text says what is missing). */
+tf_code tf_ready_wait(tf_link *link, tf_stack *stack, tf_ready_fn tell, void *context, tf_queue_model *out,
+                      tf_buffer *report, tf_error *error);
+
+#endif

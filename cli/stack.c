@@ -1,0 +1,272 @@
+/* Starts and stops the stack. In: a configuration. Out: four (or, with a Redis of the user's, three) processes.
+ * Encoder and LLM take the longest to load, so that they are started before Redis is waited for.
+ * Stopping goes the other way of a job: the router claims no more and hands back, the workers finish, Redis goes last.
+ */
+#include "cli/stack.h"
+
+#include "cli/child.h"
+#include "cli/command.h"
+#include "cli/jsonl.h"
+#include "cli/rundir.h"
+#include "common/clock.h"
+#include "common/redis.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { REDIS_START_MS_MAX = 10000, STOP_MARGIN_MS = 2000, REDIS_STOP_MS_MAX = 2000, MEMORY_MIB_MAX = 1024 };
+enum { ROUTER, ENCODER, LLM, REDIS, CHILD_COUNT };
+
+struct tf_stack {
+  tf_rundir folder;
+  tf_child children[CHILD_COUNT]; /* pid 0: not one of ours */
+  char redis_url[1024];
+  char endpoint[TF_RUNDIR_BYTES_MAX + 32];
+  int64_t drain_timeout_s;
+  bool served;
+};
+
+/* -- argument vectors ------------------------------------------------------------------------------------------- */
+
+typedef struct arguments {
+  char *items[TF_CHILD_ARGUMENTS_MAX + 1];
+  size_t count;
+  bool overflow;
+} arguments;
+
+static void add(arguments *self, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void add(arguments *self, const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  char *text = NULL;
+  if (self->count == TF_CHILD_ARGUMENTS_MAX || vasprintf(&text, format, values) < 0)
+    self->overflow = true;
+  else
+    self->items[self->count++] = text;
+  va_end(values);
+}
+
+static void add_option(arguments *self, const char *name, const char *value) {
+  add(self, "--%s", name);
+  add(self, "%s", value);
+}
+
+static void free_arguments(arguments *self) {
+  for (size_t i = 0; i < self->count; i++) free(self->items[i]);
+  memset(self, 0, sizeof *self);
+}
+
+static tf_code start_program(tf_stack *self, int which, const char *name, arguments *argv, tf_error *error) {
+  char log_path[TF_RUNDIR_BYTES_MAX + 32];
+  snprintf(log_path, sizeof log_path, "%s/%s.log", self->folder.path, name);
+  bool to_file = !self->served || which == REDIS;
+  tf_code code = argv->overflow
+                     ? tf_fail(error, TF_ERR_OUT_OF_MEMORY, "too many arguments for the %s", name)
+                     : tf_child_start(&self->children[which], name, argv->items, to_file ? log_path : NULL, error);
+  free_arguments(argv);
+  return code;
+}
+
+static tf_code begin_arguments(arguments *argv, const char *program, tf_error *error) {
+  char path[PATH_MAX];
+  memset(argv, 0, sizeof *argv);
+  tf_code code = tf_child_find(program, path, sizeof path, error);
+  if (!code) add(argv, "%s", path);
+  return code;
+}
+
+/* -- the four --------------------------------------------------------------------------------------------------- */
+
+static tf_code start_redis(tf_stack *self, tf_error *error) {
+  arguments argv;
+  if (begin_arguments(&argv, "redis-server", error))
+    return tf_fail(error, TF_ERR_IO, "redis-server is not installed (Debian: apt install redis-server)");
+  add_option(&argv, "port", "0");
+  add(&argv, "--unixsocket");
+  add(&argv, "%s/redis.sock", self->folder.path);
+  add_option(&argv, "unixsocketperm", "700");
+  add_option(&argv, "dir", self->folder.path);
+  add_option(&argv, "save", "");
+  add_option(&argv, "appendonly", "no");
+  add_option(&argv, "maxmemory-policy", "noeviction");
+  add(&argv, "--maxmemory");
+  add(&argv, "%dmb", MEMORY_MIB_MAX);
+  add_option(&argv, "daemonize", "no");
+  add_option(&argv, "loglevel", "warning");
+  add_option(&argv, "set-proc-title", "no");
+  return start_program(self, REDIS, "redis-server", &argv, error);
+}
+
+static int64_t cores_allowed(void) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set)) return 1;
+  return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+}
+
+static void add_common(const tf_stack_config *config, arguments *argv) {
+  add_option(argv, "log-level", config->log_level);
+  if (!config->served || !config->health) add_option(argv, "health", "off");
+  add(argv, "--drain-timeout-s");
+  add(argv, "%lld", (long long)config->drain_timeout_s);
+}
+
+static void add_worker(const tf_stack *self, const tf_stack_config *config, arguments *argv) {
+  add_option(argv, "model", config->model);
+  add_option(argv, "routers", self->endpoint);
+  add(argv, "--threads");
+  add(argv, "%lld", (long long)(config->threads > 0 ? config->threads : cores_allowed()));
+}
+
+static tf_code start_encoder(tf_stack *self, const tf_stack_config *config, tf_error *error) {
+  arguments argv;
+  tf_code code = begin_arguments(&argv, "tokenflex-encoder", error);
+  if (code) return code;
+  add_common(config, &argv);
+  add_worker(self, config, &argv);
+  add(&argv, "--max-pixels");
+  add(&argv, "%lld", (long long)config->max_pixels);
+  if (!config->allow_dirs) add_option(&argv, "allow-dir", "/");
+  for (size_t i = 0; config->allow_dirs && i < config->allow_dirs->count; i++)
+    add_option(&argv, "allow-dir", config->allow_dirs->items[i]);
+  return start_program(self, ENCODER, "encoder", &argv, error);
+}
+
+static tf_code start_llm(tf_stack *self, const tf_stack_config *config, tf_error *error) {
+  arguments argv;
+  tf_code code = begin_arguments(&argv, "tokenflex-llm", error);
+  if (code) return code;
+  add_common(config, &argv);
+  add_worker(self, config, &argv);
+  add(&argv, "--tensor-bind");
+  if (config->tensor_bind)
+    add(&argv, "%s", config->tensor_bind);
+  else
+    add(&argv, "ipc://%s/llm.sock", self->folder.path);
+  if (config->insecure) add(&argv, "--insecure");
+  return start_program(self, LLM, "LLM", &argv, error);
+}
+
+static tf_code start_router(tf_stack *self, const tf_stack_config *config, tf_error *error) {
+  arguments argv;
+  tf_code code = begin_arguments(&argv, "tokenflex-router", error);
+  if (code) return code;
+  add_common(config, &argv);
+  /* By the environment: an argument vector can be read by everyone, and a URL may hold a password. */
+  if (setenv("TOKENFLEX_REDIS", self->redis_url, 1)) argv.overflow = true;
+  add_option(&argv, "queue", config->queue);
+  add(&argv, "--bind");
+  if (config->bind)
+    add(&argv, "%s", config->bind);
+  else
+    add(&argv, "ipc://%s/router.sock", self->folder.path);
+  if (config->insecure) add(&argv, "--insecure");
+  return start_program(self, ROUTER, "router", &argv, error);
+}
+
+static tf_code wait_for_redis(tf_stack *self, tf_error *error) {
+  int64_t deadline_ms = tf_now_ms() + REDIS_START_MS_MAX;
+  tf_redis_url url;
+  tf_code code = tf_redis_url_parse(self->redis_url, &url, error);
+  if (code) return code;
+  for (;;) {
+    redisContext *context = NULL;
+    code = tf_redis_connect(&url, 1000, &context, error);
+    if (context) redisFree(context);
+    if (!code || tf_now_ms() > deadline_ms || !tf_stack_alive(self, NULL) || tf_interrupt_count() > 0) return code;
+    usleep(10000);
+  }
+}
+
+/* Where workers on this machine reach the router: a wildcard address is no address to connect to. */
+static tf_code choose_endpoint(tf_stack *self, const char *bind, tf_error *error) {
+  if (!bind) {
+    snprintf(self->endpoint, sizeof self->endpoint, "ipc://%s/router.sock", self->folder.path);
+    return TF_OK;
+  }
+  const char *port = strrchr(bind, ':');
+  bool wildcard = strncmp(bind, "tcp://*:", 8) == 0 || strncmp(bind, "tcp://0.0.0.0:", 14) == 0;
+  if (!port || strcmp(port, ":*") == 0 || strcmp(port, ":0") == 0)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--bind %s: name a port, e.g. tcp://127.0.0.1:7701", bind);
+  int length = wildcard ? snprintf(self->endpoint, sizeof self->endpoint, "tcp://127.0.0.1%s", port)
+                        : snprintf(self->endpoint, sizeof self->endpoint, "%s", bind);
+  if (length < 0 || (size_t)length >= sizeof self->endpoint)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--bind %s: too long", bind);
+  return TF_OK;
+}
+
+/* A URL's path is percent-encoded; a folder's name may hold anything. */
+static tf_code own_redis_url(tf_stack *self, tf_error *error) {
+  tf_buffer url;
+  tf_buffer_init(&url, sizeof self->redis_url - 1);
+  tf_buffer_printf(&url, "unix://");
+  tf_uri_escape(self->folder.path, &url);
+  tf_buffer_printf(&url, "/redis.sock");
+  if (!url.overflow) memcpy(self->redis_url, url.data, url.size + 1);
+  tf_code code = url.overflow ? tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory") : TF_OK;
+  tf_buffer_free(&url);
+  return code;
+}
+
+tf_code tf_stack_start(const tf_stack_config *config, tf_stack **out, tf_error *error) {
+  *out = NULL;
+  tf_stack *self = calloc(1, sizeof *self);
+  if (!self) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  for (int i = 0; i < CHILD_COUNT; i++) self->children[i].log_fd = -1;
+  self->drain_timeout_s = config->drain_timeout_s;
+  self->served = config->served;
+  unsetenv("TOKENFLEX_CONFIG"); /* a file for tokenflex is not one for the services */
+  tf_code code = tf_rundir_make(&self->folder, error);
+  if (!code) code = choose_endpoint(self, config->bind, error);
+  if (!code && config->redis_url)
+    snprintf(self->redis_url, sizeof self->redis_url, "%s", config->redis_url);
+  else if (!code)
+    code = own_redis_url(self, error);
+  if (!code && !config->redis_url) code = start_redis(self, error);
+  if (!code) code = start_encoder(self, config, error);
+  if (!code) code = start_llm(self, config, error);
+  if (!code) code = wait_for_redis(self, error);
+  if (!code) code = start_router(self, config, error);
+  *out = self; /* for tf_stack_alive's report, also after an error */
+  return code;
+}
+
+const char *tf_stack_redis_url(const tf_stack *self) {
+  return self->redis_url;
+}
+
+bool tf_stack_alive(tf_stack *self, tf_buffer *report) {
+  for (int i = 0; i < CHILD_COUNT; i++) {
+    tf_child *child = &self->children[i];
+    if (child->pid == 0 || tf_child_running(child)) continue;
+    if (report) {
+      tf_child_obituary(child, report);
+      tf_child_last_words(child, report);
+    }
+    return false;
+  }
+  return true;
+}
+
+void tf_stack_stop(tf_stack **self_in) {
+  tf_stack *self = *self_in;
+  if (!self) return;
+  long wait_ms = (long)self->drain_timeout_s * 1000 + STOP_MARGIN_MS;
+  tf_child_signal(&self->children[ROUTER], SIGTERM);
+  tf_child_end(&self->children[ROUTER], wait_ms);
+  tf_child_signal(&self->children[ENCODER], SIGTERM);
+  tf_child_signal(&self->children[LLM], SIGTERM);
+  tf_child_end(&self->children[ENCODER], wait_ms);
+  tf_child_end(&self->children[LLM], wait_ms);
+  tf_child_signal(&self->children[REDIS], SIGTERM);
+  tf_child_end(&self->children[REDIS], REDIS_STOP_MS_MAX);
+  for (int i = 0; i < CHILD_COUNT; i++) tf_child_close(&self->children[i]);
+  tf_rundir_remove(&self->folder);
+  free(self);
+  *self_in = NULL;
+}

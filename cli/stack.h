@@ -1,0 +1,39 @@
+/* The whole service on one machine: redis-server, router, encoder and LLM as children of this process.
+ * In: what differs between a private stack (`caption`) and a served one (`up`). Out: running processes, the queue's
+ * URL. However tokenflex ends, the children end; nothing of them stays. */
+#ifndef TF_CLI_STACK_H
+#define TF_CLI_STACK_H
+
+#include <stdint.h>
+
+#include "common/buffer.h"
+#include "common/error.h"
+#include "common/options.h"
+
+typedef struct tf_stack tf_stack;
+
+typedef struct tf_stack_config {
+  const char *redis_url;            /* NULL: a redis-server of its own on a unix socket, in memory only */
+  const char *queue, *model;        /* model: a folder */
+  const char *bind, *tensor_bind;   /* NULL: ipc:// inside the private folder */
+  const tf_string_list *allow_dirs; /* NULL: "/" */
+  int64_t threads;                  /* each of encoder and LLM; 0: every core that this process may use */
+  int64_t max_pixels;
+  int64_t drain_timeout_s; /* how long the services finish what they have when they are stopped */
+  const char *log_level;
+  bool served;   /* health endpoints at their default addresses, logs on stderr */
+  bool health;   /* served only */
+  bool insecure; /* addresses that are not loopback may be bound */
+} tf_stack_config;
+
+/* Starts the processes; they load while this returns. Errors are for the user: a program missing, Redis not coming up.
+ */
+tf_code tf_stack_start(const tf_stack_config *config, tf_stack **out, tf_error *error);
+/* The Redis that the queue is on. */
+const char *tf_stack_redis_url(const tf_stack *self);
+/* False once any process has ended; report gets which, how, and the last lines of its log. Never blocks. */
+bool tf_stack_alive(tf_stack *self, tf_buffer *report);
+/* Stops router, then encoder and LLM, then Redis, each with a bound, and removes the folder. */
+void tf_stack_stop(tf_stack **self);
+
+#endif

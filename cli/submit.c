@@ -1,0 +1,165 @@
+/* Adds jobs with router/lua/submit.lua. In: paths. Out: entries with id, image or uri, prompt, limits, reply.
+ * The script is loaded once a connection and called by its hash.
+ * A path whose URI would be too long for a job goes as bytes, wherever it goes. */
+#include "cli/submit.h"
+
+#include "cli/jsonl.h"
+#include "common/buffer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "lua_scripts.h"
+
+enum { PARTS_MAX = 40 };
+
+/* *data is malloc'ed. */
+static tf_code read_fd(int fd, char **data, size_t *size, tf_error *error) {
+  struct stat status;
+  if (fstat(fd, &status)) return tf_fail(error, TF_ERR_IO, "%s", strerror(errno));
+  if (!S_ISREG(status.st_mode)) return tf_fail(error, TF_ERR_IMAGE_UNSUPPORTED, "not a file");
+  if (status.st_size == 0) return tf_fail(error, TF_ERR_IMAGE_EMPTY, "%s", tf_code_text(TF_ERR_IMAGE_EMPTY));
+  if (status.st_size > TF_SUBMIT_IMAGE_BYTES_MAX)
+    return tf_fail(error, TF_ERR_IMAGE_TOO_LARGE, "the file has %lld bytes; a job carries at most %d",
+                   (long long)status.st_size, TF_SUBMIT_IMAGE_BYTES_MAX);
+  *data = malloc((size_t)status.st_size);
+  if (!*data) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  for (*size = 0; *size < (size_t)status.st_size;) {
+    ssize_t got = read(fd, *data + *size, (size_t)status.st_size - *size);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return tf_fail(error, TF_ERR_IO, "%s", strerror(errno));
+    if (got == 0) break; /* it shrank meanwhile */
+    *size += (size_t)got;
+  }
+  return TF_OK;
+}
+
+static tf_code read_image(const char *path, char **data, size_t *size, tf_error *error) {
+  *data = NULL;
+  *size = 0;
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (fd < 0) return tf_fail(error, errno == ENOENT ? TF_ERR_IMAGE_MISSING : TF_ERR_IO, "%s", strerror(errno));
+  tf_code code = read_fd(fd, data, size, error);
+  close(fd);
+  return code;
+}
+
+static tf_code load_script(tf_link *link, tf_error *error) {
+  redisReply *reply;
+  tf_code code = tf_link_ask(link, &reply, error, "SCRIPT", "LOAD", tf_lua_submit, NULL);
+  if (code) return code;
+  if (reply->type == REDIS_REPLY_STRING && reply->len == 40)
+    memcpy(link->submit_sha, reply->str, 41);
+  else
+    code = tf_fail(error, TF_ERR_REDIS, "Redis gave no hash for a script");
+  freeReplyObject(reply);
+  return code;
+}
+
+static bool starts_with(const char *text, const char *start) {
+  return strncmp(text, start, strlen(start)) == 0;
+}
+
+/* An error reply to the script. *again: the script is unknown there, load it and call again. */
+static tf_code judge(tf_link *link, const redisReply *reply, bool *again, tf_error *error) {
+  *again = false;
+  if (reply->type != REDIS_REPLY_ERROR) return TF_OK;
+  if (starts_with(reply->str, "NOSCRIPT")) {
+    *again = true;
+    link->submit_sha[0] = '\0';
+    return TF_ERR_REDIS;
+  }
+  /* OOM: Redis is at its maxmemory; what is finished makes room. */
+  if (starts_with(reply->str, "queue_full") || starts_with(reply->str, "ERR queue_full") ||
+      starts_with(reply->str, "OOM"))
+    return tf_fail(error, TF_ERR_QUEUE_FULL, "%.300s", reply->str);
+  static const char *const passing[] = {"LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "READONLY", "CLUSTERDOWN"};
+  for (size_t i = 0; i < sizeof passing / sizeof passing[0]; i++)
+    if (starts_with(reply->str, passing[i])) tf_link_close(link); /* as if lost: it is tried again */
+  return tf_fail(error, TF_ERR_REDIS, "Redis refused a job: %.300s", reply->str);
+}
+
+static tf_code call_script(tf_link *link, const char **parts, size_t *sizes, size_t count, tf_error *error) {
+  for (int tries = 0;; tries++) {
+    tf_code code = link->submit_sha[0] ? TF_OK : load_script(link, error);
+    if (code) return code;
+    parts[1] = link->submit_sha;
+    sizes[1] = strlen(link->submit_sha);
+    redisReply *reply;
+    code = tf_link_command(link, count, parts, sizes, &reply, error);
+    if (code) return code;
+    bool again;
+    code = judge(link, reply, &again, error);
+    freeReplyObject(reply);
+    if (!again) return code;
+    if (tries == 1) return tf_fail(error, TF_ERR_REDIS, "Redis forgets scripts");
+  }
+}
+
+typedef struct command {
+  const char *parts[PARTS_MAX];
+  size_t sizes[PARTS_MAX], count;
+} command;
+
+static void add_bytes(command *self, const char *data, size_t size) {
+  self->parts[self->count] = data;
+  self->sizes[self->count++] = size;
+}
+static void add_text(command *self, const char *text) {
+  add_bytes(self, text, strlen(text));
+}
+
+static tf_code send_job(tf_link *link, const tf_submit_settings *settings, const char *id, const char *uri,
+                        const char *data, size_t size, tf_error *error) {
+  char tokens[24], new_tokens[24];
+  snprintf(tokens, sizeof tokens, "%lld", (long long)settings->vision_tokens);
+  snprintf(new_tokens, sizeof new_tokens, "%lld", (long long)settings->max_new_tokens);
+  command job = {.count = 0};
+  const char *head[] = {"EVALSHA", "", "4", link->jobs[0], link->jobs[1], link->encode, link->decode, "1", "0", "0"};
+  for (size_t i = 0; i < sizeof head / sizeof head[0]; i++) add_text(&job, head[i]);
+  add_text(&job, "id");
+  add_text(&job, id);
+  add_text(&job, data ? "image" : "uri");
+  if (data)
+    add_bytes(&job, data, size);
+  else
+    add_text(&job, uri);
+  const char *fields[][2] = {{"prompt", settings->prompt},
+                             {"min_vision_tokens", settings->vision_tokens ? tokens : NULL},
+                             {"max_vision_tokens", settings->vision_tokens ? tokens : NULL},
+                             {"max_new_tokens", new_tokens},
+                             {"reply", link->reply_name}};
+  for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+    if (!fields[i][1]) continue;
+    add_text(&job, fields[i][0]);
+    add_text(&job, fields[i][1]);
+  }
+  return call_script(link, job.parts, job.sizes, job.count, error);
+}
+
+tf_code tf_submit(tf_link *link, const tf_submit_settings *settings, const char *id, const char *path,
+                  size_t *bytes_out, tf_error *error) {
+  *bytes_out = 0;
+  if (!settings->by_bytes) {
+    tf_buffer uri;
+    tf_buffer_init(&uri, TF_SUBMIT_URI_BYTES_MAX);
+    tf_buffer_printf(&uri, "file://");
+    tf_uri_escape(path, &uri);
+    bool fits = !uri.overflow;
+    tf_code code = fits ? send_job(link, settings, id, uri.data, NULL, 0, error) : TF_OK;
+    tf_buffer_free(&uri);
+    if (fits) return code;
+  }
+  char *data;
+  size_t size;
+  tf_code code = read_image(path, &data, &size, error);
+  if (!code) code = send_job(link, settings, id, NULL, data, size, error);
+  free(data);
+  if (!code) *bytes_out = size;
+  return code;
+}

@@ -1,0 +1,198 @@
+#!/usr/bin/env bash
+# The command line: `tokenflex caption` and `tokenflex up`, with the whole stack, as a user meets them.
+# In: the tiny model, the example photos, broken files. Out: checks on lines, exit statuses, and on what is left behind.
+. "$(dirname "$0")/lib.sh"
+
+TF=$(realpath "$BUILD/tokenflex")
+export XDG_RUNTIME_DIR=$DIR/run TOKENFLEX_MODEL=$TINY
+unset TOKENFLEX_REDIS TOKENFLEX_QUEUE
+mkdir "$XDG_RUNTIME_DIR" "$DIR/none"
+same "a private folder's place is short enough for sockets" 1 "$(( ${#XDG_RUNTIME_DIR} < 60 ))"
+
+# caption NAME ARGUMENTS...: output in NAME.out, messages in NAME.err, exit status in $status
+caption() {
+  local name=$1; shift
+  timeout -k 5 120 "$TF" caption "$@" >"$DIR/$name.out" 2>"$DIR/$name.err" </dev/null
+  status=$?
+}
+nothing_left() { # no process and no folder of any private stack
+  [ -z "$(pgrep -f "$XDG_RUNTIME_DIR")" ] && [ -z "$(ls -A "$XDG_RUNTIME_DIR")" ]
+}
+lines() { [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ]; }
+whole_json() { jq -es 'all(type == "object")' "$1" >/dev/null; }
+said() { grep -qF -- "$2" "$DIR/$1.err"; }
+
+# --- a folder, good and bad files mixed
+mkdir -p "$DIR/photos/sub"
+cp examples/cat.jpg examples/coffee.jpg "$DIR/photos/"
+cp examples/dogs.jpg "$DIR/photos/sub/no_extension"
+cp examples/moose.jpg "$DIR/photos/sub/.hidden.jpg"
+cp examples/rocket.jpg "$DIR/photos/$(printf 'caf\351 100%%.jpg')"
+ln -s .. "$DIR/photos/sub/loop"
+echo text >"$DIR/photos/notes.txt"
+echo "no picture" >"$DIR/photos/text.jpg"
+: >"$DIR/photos/empty.png"
+head -c 3000 examples/cat.jpg >"$DIR/photos/short.jpg"
+out=$DIR/out.jsonl
+caption mixed "$DIR/photos" -o "$out"
+same "some failed: status 3" 3 "$status"
+same "every good picture has a line" 4 "$(wc -l <"$out")"
+same "keys in order" '["id","image","caption","vision_tokens","usage","timing_ms","attempt","model"]' \
+  "$(jq -sc '[.[] | del(.image_uri) | keys_unsorted] | unique | if length == 1 then .[0] else . end' "$out")"
+same "images are the argument joined with the path below it" "$DIR/photos/cat.jpg $DIR/photos/coffee.jpg $DIR/photos/sub/no_extension" \
+  "$(jq -r 'select(.image_uri == null) | .image' "$out" | sort | tr '\n' ' ' | sed 's/ $//')"
+same "a name that is not UTF-8 can be had back" "file://$DIR/photos/caf%E9%20100%25.jpg" "$(jq -r 'select(.image_uri) | .image_uri' "$out")"
+same "default: the most tokens, fixed" '{"requested":16,"assigned":16,"reason":"fixed"}' "$(jq -sc 'map(.vision_tokens) | unique | .[]' "$out")"
+same "stages" '["queue","fetch","decode","encode","transfer","wait","prefill","generate","total"]' "$(jq -sc '.[0].timing_ms | keys_unsorted' "$out")"
+same "usage" '["prompt_tokens","completion_tokens","finish_reason"]' "$(jq -sc '.[0].usage | keys_unsorted' "$out")"
+same "ids are unique and carry the run" 4 "$(jq -r .id "$out" | grep -cE "^$(jq -r .run "$out.run.json")-[0-9]{6}$")"
+errors=$out.errors.jsonl
+same "one error line a bad picture" "empty.png image_empty short.jpg image_truncated text.jpg image_unsupported" \
+  "$(jq -r '"\(.image | split("/") | last) \(.code)"' "$errors" | sort | tr '\n' ' ' | sed 's/ $//')"
+same "keys of an error" '["id","image","code","message","attempts"]' "$(jq -sc 'map(keys_unsorted) | unique | .[]' "$errors")"
+check "errors are on stderr, too" said mixed "photos/short.jpg: image_truncated"
+same "counts in the run file" '{"captioned":4,"failed":3,"skipped":1}' "$(jq -c '.result | {captioned, failed, skipped}' "$out.run.json")"
+same "state in the run file" complete "$(jq -r .state "$out.run.json")"
+check "a summary" said mixed "4 captioned, 3 failed, 1 other file skipped"
+check "the model is named" said mixed "$(jq -r .model.name "$out.run.json")"
+check "nothing is left behind" nothing_left
+
+# --- standard output, named files, arguments that are missing
+caption plain "$DIR/photos/cat.jpg" "$DIR/photos/coffee.jpg" --vision-tokens 4 --max-new-tokens 3
+same "all captioned: status 0" 0 "$status"
+same "two lines on standard output" 2 "$(wc -l <"$DIR/plain.out")"
+same "a number of tokens is kept" '{"requested":4,"assigned":4,"reason":"fixed"}' "$(jq -sc 'map(.vision_tokens) | unique | .[]' "$DIR/plain.out")"
+same "no more tokens than asked for" true "$(jq -s 'all(.usage.completion_tokens <= 3)' "$DIR/plain.out")"
+caption missing "$DIR/photos/cat.jpg" "$DIR/nowhere.jpg" "$DIR/photos/notes.txt" --vision-tokens auto
+same "a missing argument does not end the run: status 3" 3 "$status"
+same "the others are captioned" 1 "$(wc -l <"$DIR/missing.out")"
+same "auto is what was requested" auto "$(jq -r .vision_tokens.requested "$DIR/missing.out")"
+check "the missing one is named" said missing "$DIR/nowhere.jpg: image_missing"
+check "a named file is always a job" said missing "$DIR/photos/notes.txt: image_unsupported"
+caption large "$DIR/photos/cat.jpg" --max-pixels 100
+check "pixels past the limit are an error" said large "image_too_large"
+caption only_missing "$DIR/nowhere.jpg"
+same "nothing but a missing file: status 3" 3 "$status"
+caption nothing "$DIR/none"
+same "an empty folder: status 0" 0 "$status"
+
+# --- wrong usage is found before anything starts
+usage() { local what=$1; shift; caption usage "$@"; same "$what: status 2" 2 "$status"; same "$what: one line" 1 "$(wc -l <"$DIR/usage.err")"; }
+usage "no argument"
+usage "unknown option" --colour red "$DIR/photos"
+usage "a count that the model has not" --vision-tokens 64 "$DIR/photos"
+check "the counts are named" said usage "4, 9, 16"
+usage "an output that exists" -o "$out" "$DIR/photos"
+usage "a queue's name" --queue 'a b' "$DIR/photos"
+same "the old output is unharmed" 4 "$(wc -l <"$out")"
+caption again -o "$out" --overwrite "$DIR/photos/cat.jpg"
+same "--overwrite replaces it" "0 1" "$status $(wc -l <"$out")"
+same "and the old errors go" 0 "$(find "$DIR" -name 'out.jsonl.errors.jsonl' | wc -l)"
+caption no_model --model "$DIR/none" "$DIR/photos" -o "$DIR/never.jsonl"
+same "no model: status 1" 1 "$status"
+mkdir "$DIR/broken_model"
+cp "$TINY"/*.gguf "$DIR/broken_model/"
+head -c 20000 "$TINY/llm.gguf" >"$DIR/broken_model/llm.gguf"
+began=$(date +%s%N)
+caption broken_model --model "$DIR/broken_model" "$DIR/photos" -o "$DIR/never.jsonl"
+same "a broken model: status 1" 1 "$status"
+check "it shows within two seconds" test "$(( ($(date +%s%N) - began) / 1000000 ))" -lt 2000
+check "the message names the file" said broken_model "llm.gguf"
+check "no output is left of a run that never began" test ! -e "$DIR/never.jsonl"
+check "nothing is left behind by all of these" nothing_left
+
+# --- runs that end early
+crops "$DIR/crops" 100
+mkdir "$DIR/many"
+for copy in $(seq 40); do
+  mkdir "$DIR/many/$copy"
+  ln "$DIR"/crops/*.jpg "$DIR/many/$copy/"
+done
+running() { # NAME: a run over many pictures that has begun to write
+  rm -f "$DIR/$1".jsonl*
+  start "$1" "$TF" caption "$DIR/many" -o "$DIR/$1.jsonl"
+  until_true 30 lines "$DIR/$1.jsonl" 5 || fail "$1: the run writes"
+}
+ended() { # NAME: waits for the end, exit status in $status
+  for _ in $(seq 100); do kill -0 "${PIDS[$1]}" 2>/dev/null || break; sleep 0.1; done
+  kill -0 "${PIDS[$1]}" 2>/dev/null && { fail "$1: ends within 10 s"; kill -KILL "${PIDS[$1]}"; }
+  wait "${PIDS[$1]}"
+  status=$?
+  unset "PIDS[$1]"
+}
+child() { pgrep -f "$1.*$XDG_RUNTIME_DIR" | head -n 1; }
+
+for signal in INT TERM; do
+  running "stop_$signal"
+  kill -"$signal" "${PIDS[stop_$signal]}"
+  ended "stop_$signal"
+  same "SIG$signal: status 1" 1 "$status"
+  check "SIG$signal: says so" grep -q "interrupted: " "$DIR/stop_$signal.log"
+  check "SIG$signal: whole lines" whole_json "$DIR/stop_$signal.jsonl"
+  same "SIG$signal: the run file tells as many as there are" "$(wc -l <"$DIR/stop_$signal.jsonl")" "$(jq .result.captioned "$DIR/stop_$signal.jsonl.run.json")"
+  check "SIG$signal: nothing is left behind" nothing_left
+done
+
+for which in tokenflex-router tokenflex-encoder tokenflex-llm redis-server; do
+  running "crash_$which"
+  kill -KILL "$(child "$which")"
+  ended "crash_$which"
+  same "$which is killed: status 1" 1 "$status"
+  check "$which is killed: says so" grep -qiE "the (${which#tokenflex-}) was ended by signal 9" "$DIR/crash_$which.log"
+  check "$which is killed: whole lines" whole_json "$DIR/crash_$which.jsonl"
+  check "$which is killed: nothing is left behind" nothing_left
+done
+
+running killed
+kill -KILL "${PIDS[killed]}"
+wait "${PIDS[killed]}" 2>/dev/null
+unset "PIDS[killed]"
+check "SIGKILL: the processes end by themselves" until_true 3 eval '[ -z "$(pgrep -f "$XDG_RUNTIME_DIR")" ]'
+check "SIGKILL: the folder stays" test -n "$(ls -A "$XDG_RUNTIME_DIR")"
+caption after "$DIR/photos/cat.jpg"
+check "the next run removes it" nothing_left
+
+# --- two runs at once
+start one "$TF" caption "$DIR/crops" -o "$DIR/one.jsonl"
+start two "$TF" caption "$DIR/crops" -o "$DIR/two.jsonl"
+for run in one two; do
+  ended "$run"
+  same "$run of two at once: every picture once" "0 100" "$status $(jq -r .image "$DIR/$run.jsonl" | sort -u | wc -l)"
+done
+check "two at once: nothing is left behind" nothing_left
+
+# --- a deployment: `up` on a Redis of the user's
+start_redis --appendonly yes --appendfsync always
+url=unix://$DIR/redis.sock
+start up "$TF" up --redis "$url" --queue q1 --allow-dir "$DIR/photos" --health off --log-level warn
+check "up gets ready" until_true 30 grep -q "^tokenflex: up, " "$DIR/up.log"
+eval "$(grep -oE 'XADD .*' "$DIR/up.log" | sed "s|^XADD 'tf|r XADD 'tf|; s|/photo.jpg|/cat.jpg|")" >/dev/null
+check "what up prints to submit works" until_true 10 eval '[ "$(r xlen "tf:{q1}:results")" = 1 ]'
+caption remote --redis "$url" --queue q1 "$DIR/crops" "$DIR/photos/text.jpg" -o "$DIR/remote.jsonl"
+same "a deployment captions inline bytes" "3 100" "$status $(jq -r .image "$DIR/remote.jsonl" | sort -u | wc -l)"
+same "the reply stream is gone" "" "$(r --scan --pattern 'tf:{q1}:reply:*')"
+same "no job is left in the queue" 0 "$(r xlen 'tf:{q1}:jobs:1')"
+caption wrong_count --redis "$url" --queue q1 --vision-tokens 7 "$DIR/crops" -o "$DIR/wrong.jsonl"
+same "a count that the deployment has not: status 2" 2 "$status"
+check "no output is left of it" test ! -e "$DIR/wrong.jsonl"
+start broken "$TF" caption --redis "$url" --queue q1 "$DIR/many" -o "$DIR/broken.jsonl"
+until_true 30 lines "$DIR/broken.jsonl" 5
+stop redis KILL
+sleep 1
+start_redis --appendonly yes --appendfsync always
+check "a lost Redis is waited for" until_true 20 grep -q "connected to Redis again" "$DIR/broken.log"
+before=$(wc -l <"$DIR/broken.jsonl")
+check "and the run goes on" until_true 30 lines "$DIR/broken.jsonl" $((before + 300))
+kill -INT "${PIDS[broken]}"
+ended broken
+same "no picture came twice" "$(wc -l <"$DIR/broken.jsonl")" "$(jq -r .id "$DIR/broken.jsonl" | sort -u | wc -l)"
+stop up TERM
+check "up says that it stops" grep -q "^tokenflex: stopping" "$DIR/up.log"
+check "nothing is left of up" nothing_left
+start up_alone "$TF" up --health off --log-level warn
+check "up with a Redis of its own" until_true 30 grep -q "^tokenflex: up, " "$DIR/up_alone.log"
+kill -KILL "$(child tokenflex-llm)"
+ended up_alone
+same "up ends when a service dies: status 1" 1 "$status"
+check "and names it" grep -q "the LLM was ended by signal 9" "$DIR/up_alone.log"
+check "nothing is left of that either" nothing_left

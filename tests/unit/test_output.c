@@ -1,0 +1,182 @@
+/* Tests of cli/output.c and cli/rundir.c: what is on the disk during and after a run.
+ * In: files and folders in a temporary place. Out: whole lines, nothing lost before a run begins, nothing left behind.
+ */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cli/output.h"
+#include "cli/rundir.h"
+
+static char top[64];
+static tf_output output;
+static tf_error problem;
+
+static void make_top(void) {
+  strcpy(top, "/tmp/tf-test-output-XXXXXX");
+  cr_assert_not_null(mkdtemp(top));
+  cr_assert_eq(chdir(top), 0);
+}
+static void remove_top(void) {
+  char command[128];
+  cr_assert_eq(chdir("/"), 0);
+  snprintf(command, sizeof command, "rm -rf '%s'", top);
+  cr_assert_eq(system(command), 0);
+}
+TestSuite(output, .init = make_top, .fini = remove_top);
+
+static tf_buffer line_of(const char *content) {
+  tf_buffer line;
+  tf_buffer_init(&line, 1 << 20);
+  tf_buffer_printf(&line, "%s\n", content);
+  return line;
+}
+
+static const char *content_of(const char *path) {
+  static char content[65536];
+  FILE *file = fopen(path, "r");
+  if (!file) return NULL;
+  content[fread(content, 1, sizeof content - 1, file)] = '\0';
+  fclose(file);
+  return content;
+}
+
+Test(output, three_files) {
+  tf_buffer one = line_of("{\"a\":1}"), bad = line_of("{\"e\":1}"), run = line_of("{}");
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, &problem), TF_OK);
+  cr_assert_eq(tf_output_settings(&output, &run, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &one, &problem), TF_OK);
+  cr_assert_eq(access("o.jsonl.errors.jsonl", F_OK), -1, "made at the first failure");
+  cr_assert_eq(tf_output_failure(&output, &bad, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &one, &problem), TF_OK);
+  cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
+  cr_assert_str_eq(content_of("o.jsonl"), "{\"a\":1}\n{\"a\":1}\n");
+  cr_assert_str_eq(content_of("o.jsonl.errors.jsonl"), "{\"e\":1}\n");
+  cr_assert_str_eq(content_of("o.jsonl.run.json"), "{}\n");
+  tf_buffer_free(&one);
+  tf_buffer_free(&bad);
+  tf_buffer_free(&run);
+  cr_assert_eq(access("o.jsonl.run.json.new", F_OK), -1);
+}
+
+Test(output, an_existing_file_is_refused_and_unharmed) {
+  FILE *file = fopen("o.jsonl", "w");
+  fputs("old\n", file);
+  fclose(file);
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_ERR_INVALID_ARGUMENT);
+  cr_assert_not_null(strstr(problem.text, "--overwrite"));
+  tf_output_close(&output, &problem);
+  cr_assert_str_eq(content_of("o.jsonl"), "old\n");
+  /* With overwrite it is kept until the run begins. */
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", true, &problem), TF_OK);
+  cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
+  cr_assert_str_eq(content_of("o.jsonl"), "old\n");
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", true, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, &problem), TF_OK);
+  cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
+  cr_assert_str_eq(content_of("o.jsonl"), "");
+}
+
+Test(output, a_run_that_never_began_leaves_nothing) {
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_OK);
+  cr_assert_eq(access("o.jsonl", F_OK), 0);
+  cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
+  cr_assert_eq(access("o.jsonl", F_OK), -1);
+}
+
+Test(output, places_that_can_not_be_written) {
+  cr_assert_eq(tf_output_open(&output, "none/o.jsonl", false, &problem), TF_ERR_IO);
+  tf_output_close(&output, &problem);
+  cr_assert_eq(tf_output_open(&output, "/dev/null", true, &problem), TF_ERR_INVALID_ARGUMENT);
+  tf_output_close(&output, &problem);
+}
+
+Test(output, a_full_disk_leaves_whole_lines) {
+  tf_buffer line = line_of("0123456789012345678901234567890123456789");
+  signal(SIGXFSZ, SIG_IGN); /* a file at its size limit fails as a full disk does: in the middle of a line */
+  struct rlimit limit = {100, 100};
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, &problem), TF_OK);
+  cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  cr_assert_eq(tf_output_caption(&output, &line, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &line, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &line, &problem), TF_ERR_IO);
+  struct stat status;
+  cr_assert_eq(stat("o.jsonl", &status), 0);
+  cr_assert_eq(status.st_size, 82);
+  tf_output_close(&output, &problem);
+  tf_buffer_free(&line);
+}
+
+/* -- private folders -- */
+
+static int entries_in(const char *path) {
+  DIR *dir = opendir(path);
+  int count = 0;
+  if (!dir) return -1;
+  for (struct dirent *entry; (entry = readdir(dir));) count += entry->d_name[0] != '.';
+  closedir(dir);
+  return count;
+}
+
+Test(output, private_folder_is_private_and_goes) {
+  tf_rundir folder;
+  setenv("XDG_RUNTIME_DIR", top, 1);
+  cr_assert_eq(tf_rundir_make(&folder, &problem), TF_OK, "%s", problem.text);
+  struct stat status;
+  cr_assert_eq(stat(folder.path, &status), 0);
+  cr_assert_eq(status.st_mode & 07777, 0700);
+  cr_assert_eq(strncmp(folder.path, top, strlen(top)), 0);
+  char name[128];
+  snprintf(name, sizeof name, "%s/some.log", folder.path);
+  cr_assert_geq(open(name, O_CREAT | O_WRONLY, 0600), 0);
+  tf_rundir_remove(&folder);
+  cr_assert_eq(entries_in(top), 0);
+}
+
+Test(output, folders_of_the_dead_go_those_of_the_living_stay) {
+  tf_rundir living, folder;
+  setenv("XDG_RUNTIME_DIR", top, 1);
+  cr_assert_eq(tf_rundir_make(&living, &problem), TF_OK);
+  int ready[2];
+  cr_assert_eq(pipe(ready), 0);
+  pid_t pid = fork();
+  if (pid == 0) {
+    char name[128];
+    _exit(tf_rundir_make(&folder, &problem) || !snprintf(name, sizeof name, "%s/redis.sock", folder.path) ||
+          open(name, O_CREAT | O_WRONLY, 0600) < 0 || raise(SIGKILL));
+  }
+  int how;
+  cr_assert_eq(waitpid(pid, &how, 0), pid);
+  cr_assert(WIFSIGNALED(how));
+  cr_assert_eq(entries_in(living.base), 2);
+  cr_assert_eq(tf_rundir_make(&folder, &problem), TF_OK);
+  cr_assert_eq(entries_in(living.base), 2, "the dead one's is gone");
+  cr_assert_eq(access(living.path, F_OK), 0);
+  tf_rundir_remove(&folder);
+  cr_assert_eq(access(living.path, F_OK), 0);
+  tf_rundir_remove(&living);
+  cr_assert_eq(entries_in(top), 0);
+}
+
+Test(output, a_base_that_others_can_enter_is_refused) {
+  tf_rundir folder;
+  char base[128];
+  setenv("XDG_RUNTIME_DIR", top, 1);
+  snprintf(base, sizeof base, "%s/tokenflex-%u", top, (unsigned)geteuid());
+  cr_assert_eq(mkdir(base, 0755), 0);
+  cr_assert_eq(chmod(base, 0755), 0);
+  cr_assert_eq(tf_rundir_make(&folder, &problem), TF_OK, "%s", problem.text);
+  cr_assert_eq(strncmp(folder.path, "/tmp/tokenflex-", 15), 0, "not in the folder that is open to others");
+  tf_rundir_remove(&folder);
+  cr_assert_eq(entries_in(base), 0);
+}
