@@ -1,5 +1,6 @@
 # tokenflex: `make` prints the targets. Variants build in folders of their own: make VARIANT=asan ...
 VARIANT ?= release
+JOBS ?= $(shell nproc)
 B := build/$(VARIANT)
 CC ?= cc
 ifneq ($(shell command -v ccache 2>/dev/null),)
@@ -11,6 +12,8 @@ CFLAGS_debug := -O0 -g3
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 PACKAGES := libzmq libprotobuf-c openblas libjpeg hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
+# One short line a file; V=1 shows the commands.
+say = $(if $(V),,@echo "  $(1)	$(patsubst $(B)/%,%,$@)";)
 WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \
   $(if $(CI),-Werror)
 CFLAGS += -std=c11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS_$(VARIANT)) -pthread -I. -I$(B)/gen \
@@ -40,10 +43,10 @@ help: ## print the targets
 # Each asks make again: pkg-config and the compiler may only be there after the packages are.
 IMAGES ?= examples
 caption: packages ## install, build, get the model, caption IMAGES=DIR (default: examples/)
-	@$(MAKE) --no-print-directory build model
+	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@$(B)/tokenflex caption $(CAPTION_OPTIONS) "$(IMAGES)"
 test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
-	@$(MAKE) --no-print-directory build unit-tests model
+	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
 
 packages: ## install the Debian packages that are missing (root or sudo)
@@ -62,36 +65,39 @@ $(B)/tokenflex-llm: $(B)/obj/llm-svc/main.o $(call objects,llm-svc) $(CORE)
 $(CORE): $(CORE_OBJECTS)
 	@mkdir -p $(@D)
 	@rm -f $@
-	ar rcs $@ $^
+	$(call say,AR)ar rcs $@ $^
 $(PROGRAMS):
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # Unit and golden tests link everything but the mains.
-TEST_OBJECTS := $(foreach part,$(PARTS),$(call objects,$(part))) $(GEN_OBJECTS)
-$(UNIT_TESTS): $(B)/%: $(B)/obj/%.o $(TEST_OBJECTS)
+TEST_OBJECTS := $(foreach part,router encoder-svc llm-svc cli,$(call objects,$(part)))
+$(UNIT_TESTS): $(B)/%: $(B)/obj/%.o $(B)/libtf_parts.a $(CORE)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcriterion
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcriterion
+$(B)/libtf_parts.a: $(TEST_OBJECTS)
+	@rm -f $@
+	$(call say,AR)ar rcs $@ $^
 unit-tests: $(UNIT_TESTS)
 
 $(B)/obj/gen/%.o: $(B)/gen/%.c $(GEN_H)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 $(B)/obj/%.o: %.c | $(GEN_H)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC)$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
 
 $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/proto/tokenflex.pb-c.h &: proto/tokenflex.proto
 	@mkdir -p $(B)/gen
-	protoc-c --c_out=$(B)/gen $<
+	$(call say,PROTO)protoc-c --c_out=$(B)/gen $<
 $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard router/lua/*.lua)
 	@mkdir -p $(B)/gen
-	tools/embed-lua $(B)/gen router/lua/*.lua
+	$(call say,LUA)tools/embed-lua $(B)/gen router/lua/*.lua
 
 # Pixels as the encoder sees them, for the PyTorch reference (tools/make_goldens.py).
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
 format: ## format every C file

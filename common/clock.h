@@ -10,9 +10,17 @@ static inline int64_t tf_clock_us(clockid_t clock) {
   clock_gettime(clock, &now);
   return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
-static inline int64_t tf_now_us(void) { return tf_clock_us(CLOCK_MONOTONIC); }
-static inline int64_t tf_now_ms(void) { return tf_now_us() / 1000; }
-static inline int64_t tf_unix_us(void) { return tf_clock_us(CLOCK_REALTIME); }
-static inline int64_t tf_unix_ms(void) { return tf_unix_us() / 1000; }
+static inline int64_t tf_now_us(void) {
+  return tf_clock_us(CLOCK_MONOTONIC);
+}
+static inline int64_t tf_now_ms(void) {
+  return tf_now_us() / 1000;
+}
+static inline int64_t tf_unix_us(void) {
+  return tf_clock_us(CLOCK_REALTIME);
+}
+static inline int64_t tf_unix_ms(void) {
+  return tf_unix_us() / 1000;
+}
 
 #endif

@@ -1,5 +1,6 @@
 /* The health endpoint of every service: /healthz, /readyz, /metrics over HTTP (libmicrohttpd, a thread of its own).
- * In: an address, two atomics' worth of state, a metrics registry. Out: 200 or 503 with one line of text; the metrics page. */
+ * In: an address, two atomics' worth of state, a metrics registry. Out: 200 or 503 with one line of text; the metrics
+ * page. */
 #ifndef TF_COMMON_HEALTH_H
 #define TF_COMMON_HEALTH_H
 

@@ -19,8 +19,8 @@ typedef struct tf_log_field {
   } value;
 } tf_log_field;
 
-#define TF_STR(k, v) ((tf_log_field){.key = (k), .kind = TF_FIELD_STRING, .value.string = (v)})
-#define TF_INT(k, v) ((tf_log_field){.key = (k), .kind = TF_FIELD_INT, .value.integer = (int64_t)(v)})
+#define TF_STR(k, v)  ((tf_log_field){.key = (k), .kind = TF_FIELD_STRING, .value.string = (v)})
+#define TF_INT(k, v)  ((tf_log_field){.key = (k), .kind = TF_FIELD_INT, .value.integer = (int64_t)(v)})
 #define TF_REAL(k, v) ((tf_log_field){.key = (k), .kind = TF_FIELD_FLOAT, .value.real = (v)})
 
 /* program: e.g. "router"; level_name: debug|info|warn|error (unknown: info). */
@@ -28,11 +28,11 @@ void tf_log_setup(const char *program, const char *level_name);
 void tf_log_write(tf_log_level level, const char *event, const tf_log_field *fields, size_t count);
 
 #define TF_LOG_FIELDS_(...) ((tf_log_field[]){__VA_ARGS__})
-#define tf_log(level, event, ...)                                                                            \
+#define tf_log(level, event, ...)                                                                                      \
   tf_log_write(level, event, TF_LOG_FIELDS_(__VA_ARGS__), sizeof(TF_LOG_FIELDS_(__VA_ARGS__)) / sizeof(tf_log_field))
 #define tf_log_debug(event, ...) tf_log(TF_LOG_DEBUG, event, __VA_ARGS__)
-#define tf_log_info(event, ...) tf_log(TF_LOG_INFO, event, __VA_ARGS__)
-#define tf_log_warn(event, ...) tf_log(TF_LOG_WARN, event, __VA_ARGS__)
+#define tf_log_info(event, ...)  tf_log(TF_LOG_INFO, event, __VA_ARGS__)
+#define tf_log_warn(event, ...)  tf_log(TF_LOG_WARN, event, __VA_ARGS__)
 #define tf_log_error(event, ...) tf_log(TF_LOG_ERROR, event, __VA_ARGS__)
 
 #endif

@@ -13,7 +13,8 @@ typedef struct tf_reactor tf_reactor;
 enum { TF_REACTOR_SOURCES_MAX = 1024, TF_REACTOR_TIMERS_MAX = 256 };
 enum { TF_READABLE = 1, TF_WRITABLE = 2 };
 
-typedef void (*tf_reactor_socket_fn)(void *context, void *socket); /* called while the socket has input; drain with a bound */
+typedef void (*tf_reactor_socket_fn)(void *context,
+                                     void *socket); /* called while the socket has input; drain with a bound */
 typedef void (*tf_reactor_fd_fn)(void *context, int fd, int events); /* TF_READABLE | TF_WRITABLE */
 typedef void (*tf_reactor_timer_fn)(void *context);
 

@@ -10,7 +10,7 @@
 #include "common/error.h"
 
 typedef struct tf_redis_url {
-  char host[256];     /* empty where unix_path is set */
+  char host[256]; /* empty where unix_path is set */
   char unix_path[108];
   int port, database;
   char user[128], password[256];

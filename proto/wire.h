@@ -1,7 +1,8 @@
 /* The messages of proto/tokenflex.proto as plain structs, and their way over ZeroMQ.
  * In: a struct to send, or frames from a socket. Out: frames, or a checked struct whose strings live in it.
- * Only wire.c knows the generated code. Every length is bounded, every string is NUL-terminated valid UTF-8 without NULs inside,
- * every enum is in range; what is not is TF_ERR_PROTOCOL and is dropped and counted by the caller. Unknown fields pass. */
+ * Only wire.c knows the generated code. Every length is bounded, every string is NUL-terminated valid UTF-8 without
+ * NULs inside, every enum is in range; what is not is TF_ERR_PROTOCOL and is dropped and counted by the caller. Unknown
+ * fields pass. */
 #ifndef TF_PROTO_WIRE_H
 #define TF_PROTO_WIRE_H
 
@@ -23,28 +24,28 @@ enum {
   TF_CAPTION_BYTES_MAX = 65536,
   TF_ENDPOINT_BYTES_MAX = 512,
   TF_MODEL_BYTES_MAX = 256,
-  TF_MESSAGE_BYTES_MAX = 131072,           /* one header frame */
-  TF_IMAGE_BYTES_MAX = 64 * 1024 * 1024,   /* one JOB payload */
-  TF_TENSOR_BYTES_MAX = 64 * 1024 * 1024,  /* one TENSOR payload */
+  TF_MESSAGE_BYTES_MAX = 131072,          /* one header frame */
+  TF_IMAGE_BYTES_MAX = 64 * 1024 * 1024,  /* one JOB payload */
+  TF_TENSOR_BYTES_MAX = 64 * 1024 * 1024, /* one TENSOR payload */
   TF_VISION_TOKENS_MAX = 4096,
   TF_NEW_TOKENS_MAX = 4096,
   TF_HELLO_COUNTS_MAX = 16
 };
 
 typedef enum tf_message_type { /* numbers of Envelope.body */
-  TF_MESSAGE_HELLO = 2,
-  TF_MESSAGE_WINDOW,
-  TF_MESSAGE_JOB,
-  TF_MESSAGE_STAGE,
-  TF_MESSAGE_CANCEL,
-  TF_MESSAGE_PING,
-  TF_MESSAGE_PONG,
-  TF_MESSAGE_TENSOR,
-  TF_MESSAGE_TENSOR_ACK,
-  TF_MESSAGE_TENSOR_REFUSED,
-  TF_MESSAGE_DELTA,
-  TF_MESSAGE_RESULT,
-  TF_MESSAGE_FAILURE
+                               TF_MESSAGE_HELLO = 2,
+                               TF_MESSAGE_WINDOW,
+                               TF_MESSAGE_JOB,
+                               TF_MESSAGE_STAGE,
+                               TF_MESSAGE_CANCEL,
+                               TF_MESSAGE_PING,
+                               TF_MESSAGE_PONG,
+                               TF_MESSAGE_TENSOR,
+                               TF_MESSAGE_TENSOR_ACK,
+                               TF_MESSAGE_TENSOR_REFUSED,
+                               TF_MESSAGE_DELTA,
+                               TF_MESSAGE_RESULT,
+                               TF_MESSAGE_FAILURE
 } tf_message_type;
 
 typedef enum tf_role { TF_ROLE_ROUTER = 1, TF_ROLE_ENCODER, TF_ROLE_LLM } tf_role;
@@ -166,11 +167,11 @@ typedef struct tf_message {
     tf_failure failure;
   } u;
   /* Received messages only. */
-  zmq_msg_t payload;   /* second frame of JOB and TENSOR; size 0 where there is none */
+  zmq_msg_t payload; /* second frame of JOB and TENSOR; size 0 where there is none */
   bool has_payload;
-  char peer[256];      /* routing id of the sender (ROUTER sockets), raw bytes */
+  char peer[256]; /* routing id of the sender (ROUTER sockets), raw bytes */
   size_t peer_size;
-  void *unpacked;      /* owned by wire.c */
+  void *unpacked; /* owned by wire.c */
 } tf_message;
 
 /* Bytes of the header frame, for tests and fuzzing. *out is malloc'ed, the caller frees.
@@ -184,7 +185,8 @@ void tf_message_clear(tf_message *self);
 
 /* Sends header and optional payload without waiting (ZMQ_DONTWAIT). peer: routing id for ROUTER sockets, else NULL.
  * payload is moved on success (zero copy: build it with zmq_msg_init_data) and left alone on failure; NULL: none.
- * Errors: TF_ERR_WORKER_FULL (would block), TF_ERR_WORKER_UNREACHABLE (ROUTER socket, peer is gone), TF_ERR_PROTOCOL (over a bound). */
+ * Errors: TF_ERR_WORKER_FULL (would block), TF_ERR_WORKER_UNREACHABLE (ROUTER socket, peer is gone), TF_ERR_PROTOCOL
+ * (over a bound). */
 tf_code tf_wire_send(void *socket, const void *peer, size_t peer_size, const tf_message *message, zmq_msg_t *payload,
                      tf_error *error);
 /* Receives one whole message without waiting. router_socket: a routing-id frame comes first.
@@ -193,7 +195,8 @@ tf_code tf_wire_send(void *socket, const void *peer, size_t peer_size, const tf_
 tf_code tf_wire_receive(void *socket, bool router_socket, tf_message *out, tf_error *error);
 
 /* Socket with the settings that every one of ours has: linger 0, bounded high-water marks, ZMQ_MAXMSGSIZE, heartbeats,
- * ROUTER_MANDATORY and ROUTER_HANDOVER on ROUTER sockets, reconnect from 50 ms to 2 s. type: ZMQ_ROUTER or ZMQ_DEALER. NULL: failed. */
+ * ROUTER_MANDATORY and ROUTER_HANDOVER on ROUTER sockets, reconnect from 50 ms to 2 s. type: ZMQ_ROUTER or ZMQ_DEALER.
+ * NULL: failed. */
 void *tf_wire_socket(void *zmq_context, int type);
 /* True for ipc://, inproc:// and tcp:// on a loopback address; others need CURVE or --insecure. */
 bool tf_wire_endpoint_is_local(const char *endpoint);

@@ -1,6 +1,7 @@
 /* The whole way, real weights: the examples' greedy captions equal PyTorch's at 64, 144 and 256 tokens, alone and in a
  * batch of 16. In: the installed model, examples/, captions.gguf. Out: equal text; where PyTorch's own smallest gap
- * between the two best logits is under 1e-3 a difference is excused and counted: there the order of f32 sums decides. */
+ * between the two best logits is under 1e-3 a difference is excused and counted: there the order of f32 sums decides.
+ */
 #include <string.h>
 #include <sys/stat.h>
 
