@@ -1,6 +1,6 @@
-/* The prompt as the models were trained on it (MODEL.md: one ChatML turn with the image's tokens in front of the text).
- * In: a user's text, the number of image tokens. Out: token ids with places for the image.
- * The texts between control tokens and image are tokenised one by one, as in training. */
+/* The prompt as the models were trained on it (docs/MODEL.md: one ChatML turn with the image's tokens in front of the
+ * text). In: a user's text, the number of image tokens. Out: token ids with places for the image. The texts between
+ * control tokens and image are tokenised one by one, as in training. */
 #include "llm-svc/chat.h"
 
 #include <stdlib.h>

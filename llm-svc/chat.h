@@ -1,6 +1,6 @@
-/* The prompt as the models were trained on it (MODEL.md: one ChatML turn with the image's tokens in front of the text).
- * In: a user's text, the number of image tokens. Out: token ids with places for the image.
- * Control tokens are placed by id; whatever the text says, it stays text. */
+/* The prompt as the models were trained on it (docs/MODEL.md: one ChatML turn with the image's tokens in front of the
+ * text). In: a user's text, the number of image tokens. Out: token ids with places for the image. Control tokens are
+ * placed by id; whatever the text says, it stays text. */
 #ifndef TF_LLM_CHAT_H
 #define TF_LLM_CHAT_H
 
