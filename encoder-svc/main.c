@@ -1,7 +1,6 @@
 /* tokenflex-encoder: options, model, health endpoint, then the service until SIGTERM.
  * In: argv, environment, --config file. Out: exit status 0 (drained), 1 (could not run), 2 (wrong usage).
  * Signals are blocked before any thread starts, so that they reach the reactor alone. */
-#include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,13 +48,6 @@ static const tf_program program = {
     .option_count = sizeof options / sizeof *options,
 };
 
-static int allowed_cores(void) {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  int count = CPU_COUNT(&set);
-  return count > 0 ? count : 1;
-}
-
 /* What main owns; freed in the reverse order of making. */
 typedef struct process {
   settings settings;
@@ -83,15 +75,14 @@ static tf_code check_settings(process *self, tf_error *error) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--tensor-dtype %.40s: f32 or f16 is expected", dtype);
   }
   self->dtype = dtype[1] == '3' ? TF_TENSOR_F32 : TF_TENSOR_F16;
-  int cores = allowed_cores();
-  if (self->settings.threads == 0) self->settings.threads = cores;
-  if (self->settings.decode_threads == 0) {
-    int half = cores / 2;
-    self->settings.decode_threads = half < 2                                ? 2
-                                    : half > TF_PIPELINE_DECODE_THREADS_MAX ? TF_PIPELINE_DECODE_THREADS_MAX
-                                                                            : half;
-  }
   return TF_OK;
+}
+
+/* Enough decoders to feed the compute threads: decoding takes less than half as long as encoding. */
+static int decode_threads(const process *self) {
+  if (self->settings.decode_threads != 0) return (int)self->settings.decode_threads;
+  int half = tf_pool_threads(self->pool) / 2;
+  return half < 2 ? 2 : half > TF_PIPELINE_DECODE_THREADS_MAX ? TF_PIPELINE_DECODE_THREADS_MAX : half;
 }
 
 static tf_code start_service(process *self, tf_error *error) {
@@ -109,7 +100,7 @@ static tf_code start_service(process *self, tf_error *error) {
                                                    .pool = self->pool,
                                                    .fetcher = self->fetcher,
                                                    .allow_http = from->allow_http,
-                                                   .decode_threads = (int)from->decode_threads,
+                                                   .decode_threads = decode_threads(self),
                                                    .batch_max = (int)from->batch,
                                                    .pixels_max = from->pixels_max,
                                                    .dtype = self->dtype},
@@ -160,19 +151,8 @@ int main(int argc, char **argv) {
   process self = {.service = NULL};
   tf_error error = {.code = TF_OK};
   tf_options_outcome outcome = TF_OPTIONS_RUN;
-  size_t extra_count = 0;
-  const char **extra = calloc((size_t)argc + 1, sizeof *extra);
-  tf_code code = extra == NULL
-                     ? tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "no memory to start")
-                     : tf_options_parse(&program, argc, argv, &self.settings, extra, &extra_count, &outcome, &error);
-  if (code == TF_OK && outcome != TF_OPTIONS_RUN) {
-    free(extra);
-    return 0;
-  }
-  if (code == TF_OK && extra_count > 0) {
-    code = tf_fail(&error, TF_ERR_INVALID_ARGUMENT, "%.200s: no argument is expected", extra[0]);
-  }
-  free(extra);
+  tf_code code = tf_options_parse(&program, argc, argv, &self.settings, NULL, NULL, &outcome, &error);
+  if (code == TF_OK && outcome != TF_OPTIONS_RUN) return 0;
   if (code == TF_OK) code = check_settings(&self, &error);
   if (code != TF_OK) {
     fprintf(stderr, "tokenflex-encoder: %s (--help shows the options)\n", error.text);
@@ -183,7 +163,7 @@ int main(int argc, char **argv) {
   if (code == TF_OK) {
     tf_log_info("started", TF_STR("instance", self.instance), TF_STR("model", self.model.name),
                 TF_STR("model_dir", self.model.path), TF_STR("version", TF_VERSION),
-                TF_INT("threads", self.settings.threads), TF_INT("decode_threads", self.settings.decode_threads),
+                TF_INT("threads", tf_pool_threads(self.pool)), TF_INT("decode_threads", decode_threads(&self)),
                 TF_INT("batch", self.settings.batch));
     code = tf_reactor_run(self.reactor, &error);
   }

@@ -135,19 +135,8 @@ int main(int argc, char **argv) {
   process self = {.service = NULL};
   tf_error error = {.code = TF_OK};
   tf_options_outcome outcome = TF_OPTIONS_RUN;
-  size_t extra_count = 0;
-  const char **extra = calloc((size_t)argc + 1, sizeof *extra);
-  tf_code code = extra == NULL
-                     ? tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "no memory to start")
-                     : tf_options_parse(&program, argc, argv, &self.settings, extra, &extra_count, &outcome, &error);
-  if (code == TF_OK && outcome != TF_OPTIONS_RUN) {
-    free(extra);
-    return 0;
-  }
-  if (code == TF_OK && extra_count > 0) {
-    code = tf_fail(&error, TF_ERR_INVALID_ARGUMENT, "%.200s: no argument is expected", extra[0]);
-  }
-  free(extra);
+  tf_code code = tf_options_parse(&program, argc, argv, &self.settings, NULL, NULL, &outcome, &error);
+  if (code == TF_OK && outcome != TF_OPTIONS_RUN) return 0;
   if (code == TF_OK) code = check_settings(&self.settings, &error);
   if (code != TF_OK) {
     fprintf(stderr, "tokenflex-llm: %s (--help shows the options)\n", error.text);

@@ -75,15 +75,9 @@ int main(int argc, char **argv) {
   process self = {.router = NULL};
   tf_error error = {.code = TF_OK};
   tf_options_outcome outcome = TF_OPTIONS_RUN;
-  size_t extra_count = 0;
-  const char **extra = calloc((size_t)argc + 1, sizeof *extra);
-  tf_code code = extra ? tf_options_parse(&program, argc, argv, &self.config, extra, &extra_count, &outcome, &error)
-                       : tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
-  if (code == TF_OK && outcome == TF_OPTIONS_RUN && extra_count > 0)
-    code = tf_fail(&error, TF_ERR_INVALID_ARGUMENT, "unexpected argument '%.200s'", extra[0]);
-  free(extra);
+  tf_code code = tf_options_parse(&program, argc, argv, &self.config, NULL, NULL, &outcome, &error);
   if (code != TF_OK) {
-    fprintf(stderr, "tokenflex-router: %s\n", error.text);
+    fprintf(stderr, "tokenflex-router: %s (--help shows the options)\n", error.text);
     return 2;
   }
   if (outcome != TF_OPTIONS_RUN) return 0;
