@@ -5,7 +5,7 @@
 
 start_redis
 mkdir "$DIR/photos" "$DIR/secret"
-cp examples/cat.jpg "$DIR/photos/"
+cp examples/cat.jpg examples/dogs.jpg "$DIR/photos/"
 cp examples/cat.jpg "$DIR/secret/other.jpg"
 ln -s "$DIR/secret/other.jpg" "$DIR/photos/link.jpg"
 head -c 3000 examples/cat.jpg >"$DIR/photos/short.jpg"
@@ -40,6 +40,7 @@ bad=(
   "short image_truncated uri file://$DIR/photos/short.jpg"
   "text image_unsupported uri file://$DIR/photos/text.jpg"
   "empty image_empty uri file://$DIR/photos/empty.jpg"
+  "large image_too_large uri file://$DIR/photos/dogs.jpg"
   "words field_invalid max_new_tokens many uri file://$DIR/photos/cat.jpg"
   "late deadline deadline_ms 1 uri file://$DIR/photos/cat.jpg"
 )
