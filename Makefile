@@ -44,7 +44,8 @@ help: ## print the targets
 IMAGES ?= examples
 caption: packages ## install, build, get the model, caption IMAGES=DIR (default: examples/)
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
-	@$(B)/tokenflex caption $(CAPTION_OPTIONS) "$(IMAGES)"
+	@images="$(IMAGES)"; case $$images in "~/"*) images=$$HOME/$${images#"~/"} ;; esac; \
+	$(B)/tokenflex caption $(CAPTION_OPTIONS) "$$images"
 test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)

@@ -43,8 +43,8 @@ static const tf_option options[] = {
      "Use the running deployment on this Redis; start nothing"},
     {"queue", 0, TF_OPTION_STRING, FIELD(queue), 0, 0, "default", "NAME", "Queue"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},
-    {"log-level", 0, TF_OPTION_STRING, FIELD(log_level), 0, 0, "warn", "LEVEL",
-     "debug, info, warn or error: what the services log"},
+    {"log-level", 0, TF_OPTION_CHOICE, FIELD(log_level), 0, 0, "warn", "debug|info|warn|error",
+     "Lines of the services below this are not logged"},
 };
 static const tf_program program = {
     .name = "tokenflex caption",
@@ -110,6 +110,10 @@ static tf_code check_words(caption *self) {
                    "name files or folders: tokenflex caption [options] FILE|DIR...");
   if (wish && strcmp(wish, "auto") != 0 && (strspn(wish, "0123456789") != strlen(wish) || !wish[0] || strlen(wish) > 6))
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--vision-tokens %.60s: give a number or auto", wish);
+  if (prompt && !prompt[0])
+    return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--prompt is empty: leave it out for the model's own");
+  if (config->output && !config->output[0])
+    return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--output is empty: name a file, or leave it out");
   if (prompt && (strlen(prompt) > PROMPT_BYTES_MAX || !tf_utf8_is_valid(prompt, strlen(prompt))))
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--prompt: at most %d bytes of UTF-8", PROMPT_BYTES_MAX);
   make_run_name(self->record.run, sizeof self->record.run);

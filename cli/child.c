@@ -51,7 +51,7 @@ tf_code tf_child_find(const char *program, char *out, size_t out_bytes, tf_error
 
 /* In the child, between fork and exec: async-signal-safe calls only. */
 static void become(char *const *argv, pid_t parent, int out_fd, int error_pipe) {
-  static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGCHLD};
+  static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXFSZ, SIGCHLD};
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(127); /* it died before the line above */
   setpgid(0, 0);
@@ -138,8 +138,9 @@ void tf_child_end(tf_child *self, long wait_ms) {
 
 void tf_child_obituary(const tf_child *self, tf_buffer *out) {
   if (WIFSIGNALED(self->wait_status))
-    tf_buffer_printf(out, "the %s was ended by signal %d (%s)", self->name, WTERMSIG(self->wait_status),
-                     strsignal(WTERMSIG(self->wait_status)));
+    tf_buffer_printf(out, "the %s was ended by signal %d (%s%s)", self->name, WTERMSIG(self->wait_status),
+                     strsignal(WTERMSIG(self->wait_status)),
+                     WTERMSIG(self->wait_status) == SIGKILL ? "; was memory short?" : "");
   else
     tf_buffer_printf(out, "the %s ended with exit status %d", self->name, WEXITSTATUS(self->wait_status));
 }

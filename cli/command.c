@@ -35,6 +35,7 @@ void tf_interrupt_setup(void) {
     sigaction(SIGHUP, &action, NULL);
   action.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &action, NULL);
+  sigaction(SIGXFSZ, &action, NULL); /* a file past its limit is a failed write */
 }
 
 int tf_interrupt_count(void) {

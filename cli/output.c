@@ -48,18 +48,21 @@ tf_code tf_output_open(tf_output *self, const char *path, bool overwrite, tf_err
   if (!self->captions.path || !self->errors.path || !self->run_path)
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
   /* O_APPEND: two runs on one file would interleave whole lines, not overwrite each other. */
-  int flags = O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY;
+  int flags = O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK; /* a FIFO without a reader is an error */
   self->captions.fd = open(path, flags | O_CREAT | O_EXCL, 0666);
   self->created = self->captions.fd >= 0;
+  struct stat status;
   if (!self->created && errno == EEXIST) {
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
+      return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%s is not a regular file; name another output", path);
     if (!overwrite)
       return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%s exists; name another output or give --overwrite", path);
     self->captions.fd = open(path, flags);
   }
-  struct stat status;
   if (self->captions.fd < 0 || fstat(self->captions.fd, &status))
     return tf_fail(error, TF_ERR_IO, "%s: %s", path, strerror(errno));
-  if (!S_ISREG(status.st_mode)) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%s is not a regular file", path);
+  if (!S_ISREG(status.st_mode))
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%s is not a regular file; name another output", path);
   self->captions.is_regular = true;
   return TF_OK;
 }

@@ -23,12 +23,29 @@ enum {
 
 /* -- results and failures --------------------------------------------------------------------------------------- */
 
+/* What a terminal may show of a name: control characters would steer it, or break the line. */
+static void make_visible(tf_buffer *text) {
+  for (size_t i = 0; i < text->size; i++) {
+    const unsigned char *at = (const unsigned char *)text->data + i;
+    if (*at < ' ' || *at == 0x7f) text->data[i] = '?';
+    if (*at == 0xc2 && i + 1 < text->size && at[1] < 0xa0) text->data[i] = text->data[i + 1] = '?'; /* C1, in UTF-8 */
+  }
+}
+
+/* A message about a file begins with its path, which the line names already. */
+static const char *without_path(const char *message, const char *path) {
+  size_t size = path ? strlen(path) : 0;
+  return size > 0 && strncmp(message, path, size) == 0 && strncmp(message + size, ": ", 2) == 0 ? message + size + 2
+                                                                                                : message;
+}
+
 static tf_code put_failure(tf_run *self, const char *id, const char *image, const char *code_name, const char *message,
                            int64_t attempts, tf_error *error) {
   tf_buffer line, name;
   tf_buffer_init(&line, TF_JSONL_LINE_BYTES_MAX);
   tf_buffer_init(&name, TF_JSONL_LINE_BYTES_MAX);
   tf_jsonl_name(image, &name);
+  make_visible(&name);
   tf_progress_clear(self->progress);
   fprintf(stderr, "failed: %s: %.60s: %.400s\n", name.data ? name.data : "", code_name, message);
   self->record->failed++;
@@ -79,10 +96,10 @@ static tf_code on_answer(void *context_in, const tf_answer *answer) {
   for (size_t i = 0; i < TF_RUN_JOBS_MAX && !job; i++)
     if (self->jobs[i].number && strcmp(self->jobs[i].id, answer->id) == 0) job = &self->jobs[i];
   if (!job || (!answer->json && !answer->error_code)) return TF_OK;
-  tf_code code =
-      answer->json ? put_caption(self, job, answer, context->error)
-                   : put_failure(self, job->id, job->image, answer->error_code,
-                                 answer->error_message ? answer->error_message : "", answer->attempts, context->error);
+  tf_code code = answer->json ? put_caption(self, job, answer, context->error)
+                              : put_failure(self, job->id, job->image, answer->error_code,
+                                            answer->error_message ? without_path(answer->error_message, job->path) : "",
+                                            answer->attempts, context->error);
   self->last_answer_ms = self->quiet_ms = tf_now_ms();
   self->job_count--;
   self->job_bytes -= job->bytes;
@@ -209,14 +226,20 @@ static void read_depth(tf_run *self, int64_t now_ms) {
   self->depth_known = tf_queue_read_depth(self->link, &self->depth, NULL) == TF_OK;
 }
 
-/* A queue that has gone silent while nobody works on anything will not speak again. */
+/* A queue that has gone silent while nobody works on anything will not speak again; one without a job in it never had
+ * ours, or lost them: a job leaves it together with its answer. */
 static tf_code look_for_silence(tf_run *self, tf_error *error) {
   int64_t now_ms = tf_now_ms();
   tf_queue_depth depth;
-  if (self->job_count == 0 || now_ms - self->quiet_ms < TF_RUN_SILENCE_MS_MAX) return TF_OK;
+  if (self->job_count == 0 || now_ms - self->quiet_ms < TF_RUN_EMPTY_MS_MAX) return TF_OK;
   if (now_ms - self->silence_ms < DEPTH_MS || !self->link->context) return TF_OK;
   self->silence_ms = now_ms;
   if (tf_queue_read_depth(self->link, &depth, error) || depth.encoding + depth.decoding > 0) return TF_OK;
+  if (depth.waiting == 0)
+    return tf_fail(error, TF_ERR_REDIS,
+                   "Redis holds neither %zu jobs of this run nor their answers: was it restarted without its data?",
+                   self->job_count);
+  if (now_ms - self->quiet_ms < TF_RUN_SILENCE_MS_MAX) return TF_OK;
   return tf_fail(error, TF_ERR_TIMEOUT,
                  "nothing has come back for %d minutes, and no worker holds a job (%lld wait); is the service running?",
                  TF_RUN_SILENCE_MS_MAX / 60000, (long long)depth.waiting);

@@ -12,10 +12,11 @@
 #include "cli/stack.h"
 
 enum {
-  TF_RUN_JOBS_MAX = 256,                 /* submitted and not answered */
-  TF_RUN_BYTES_MAX = 256 * 1024 * 1024,  /* of image data in those */
-  TF_RUN_RECONNECT_MS_MAX = 60 * 1000,   /* how long a lost Redis is waited for */
-  TF_RUN_SILENCE_MS_MAX = 10 * 60 * 1000 /* without an answer while nobody holds a job */
+  TF_RUN_JOBS_MAX = 256,                  /* submitted and not answered */
+  TF_RUN_BYTES_MAX = 256 * 1024 * 1024,   /* of image data in those */
+  TF_RUN_RECONNECT_MS_MAX = 60 * 1000,    /* how long a lost Redis is waited for */
+  TF_RUN_SILENCE_MS_MAX = 10 * 60 * 1000, /* without an answer while nobody holds a job */
+  TF_RUN_EMPTY_MS_MAX = 10 * 1000         /* the same while the queue holds no job at all */
 };
 
 typedef struct tf_run_job {

@@ -42,7 +42,8 @@ static int lock_base(const char *base, tf_error *error) {
     if (fd < 0 && errno == ENOENT) continue;
     struct stat own, named;
     if (fd < 0 || fstat(fd, &own) || own.st_uid != geteuid() || (own.st_mode & 077) != 0) {
-      tf_fail(error, TF_ERR_IO, "%s is not a private folder of this user (mode 0700); remove it", base);
+      tf_fail(error, TF_ERR_IO,
+              "%s is not a private folder of this user (mode 0700); remove it, or set XDG_RUNTIME_DIR", base);
       if (fd >= 0) close(fd);
       return -1;
     }

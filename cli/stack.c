@@ -11,7 +11,6 @@
 #include "common/clock.h"
 #include "common/redis.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -102,13 +101,6 @@ static tf_code start_redis(tf_stack *self, tf_error *error) {
   return start_program(self, REDIS, "redis-server", &argv, error);
 }
 
-static int64_t cores_allowed(void) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set)) return 1;
-  return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-}
-
 static void add_common(const tf_stack_config *config, arguments *argv) {
   add_option(argv, "log-level", config->log_level);
   if (!config->served || !config->health) add_option(argv, "health", "off");
@@ -120,7 +112,7 @@ static void add_worker(const tf_stack *self, const tf_stack_config *config, argu
   add_option(argv, "model", config->model);
   add_option(argv, "routers", self->endpoint);
   add(argv, "--threads");
-  add(argv, "%lld", (long long)(config->threads > 0 ? config->threads : cores_allowed()));
+  add(argv, "%lld", (long long)config->threads);
 }
 
 static tf_code start_encoder(tf_stack *self, const tf_stack_config *config, tf_error *error) {
@@ -174,10 +166,11 @@ static tf_code wait_for_redis(tf_stack *self, tf_error *error) {
   tf_redis_url url;
   tf_code code = tf_redis_url_parse(self->redis_url, &url, error);
   if (code) return code;
-  for (;;) {
+  for (bool told = self->children[REDIS].pid > 0;; told = true) {
     redisContext *context = NULL;
     code = tf_redis_connect(&url, 1000, &context, error);
     if (context) redisFree(context);
+    if (code && !told) tf_say("%s; trying for %d s", error->text, REDIS_START_MS_MAX / 1000);
     if (!code || tf_now_ms() > deadline_ms || !tf_stack_alive(self, NULL) || tf_interrupt_count() > 0) return code;
     usleep(10000);
   }
@@ -221,6 +214,8 @@ tf_code tf_stack_start(const tf_stack_config *config, tf_stack **out, tf_error *
   self->drain_timeout_s = config->drain_timeout_s;
   self->served = config->served;
   unsetenv("TOKENFLEX_CONFIG"); /* a file for tokenflex is not one for the services */
+  unsetenv("TOKENFLEX_HEALTH"); /* on or off here, an address there */
+  if (!config->tensor_bind) unsetenv("TOKENFLEX_TENSOR_ADVERTISE"); /* no other machine's encoder comes to this LLM */
   tf_code code = tf_rundir_make(&self->folder, error);
   if (!code) code = choose_endpoint(self, config->bind, error);
   if (!code && config->redis_url)

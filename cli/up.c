@@ -7,6 +7,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "proto/wire.h"
 #include "tensor/model_dir.h"
 
 #include <errno.h>
@@ -36,14 +37,15 @@ static const tf_option options[] = {
      "Where more workers may reach the router, e.g. tcp://127.0.0.1:7701"},
     {"tensor-bind", 0, TF_OPTION_STRING, FIELD(tensor_bind), 0, 0, NULL, "ENDPOINT",
      "Where more encoders may reach the LLM, e.g. tcp://127.0.0.1:7703"},
-    {"health", 0, TF_OPTION_STRING, FIELD(health), 0, 0, "on", "on|off",
+    {"health", 0, TF_OPTION_CHOICE, FIELD(health), 0, 0, "on", "on|off",
      "Health and metrics on 127.0.0.1:9101, 9102, 9103"},
     {"insecure", 0, TF_OPTION_FLAG, FIELD(insecure), 0, 0, NULL, NULL, "Allow addresses that others can reach"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},
     {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels", "Larger pictures are errors"},
     {"drain-timeout-s", 0, TF_OPTION_INT, FIELD(drain_timeout_s), 0, 3600, "30", "s",
      "How long jobs in hand are finished on a stop"},
-    {"log-level", 0, TF_OPTION_STRING, FIELD(log_level), 0, 0, "info", "LEVEL", "debug, info, warn or error"},
+    {"log-level", 0, TF_OPTION_CHOICE, FIELD(log_level), 0, 0, "info", "debug|info|warn|error",
+     "Lines below this are not logged"},
 };
 static const tf_program program = {
     .name = "tokenflex up",
@@ -84,6 +86,7 @@ static void tell_use(const up_config *config, const tf_link *link, const tf_queu
   fprintf(stderr, "tokenflex: up, model %s\n  vision tokens %s\n  queue %s on %s\n", model->name, counts, config->queue,
           place);
   if (!config->redis) fprintf(stderr, "  (in memory only: give --redis for a queue that lasts)\n");
+  if (link->url.password[0]) fprintf(stderr, "  (put the password into REDISCLI_AUTH first)\n");
   fprintf(stderr, "Submit a photo:\n");
   if (files)
     fprintf(stderr, "  %s XADD 'tf:{%s}:jobs:1' '*' id photo-1 uri file://%s/photo.jpg\n", client.data, config->queue,
@@ -116,8 +119,6 @@ static tf_code serve(const up_config *config, tf_stack *stack, tf_link *link, tf
 /* Checks of what would otherwise be found by a service, later. */
 static tf_code check(up_config *config, tf_model_dir *model, tf_error *error) {
   tf_link names;
-  if (strcmp(config->health, "on") != 0 && strcmp(config->health, "off") != 0)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--health %.60s: on or off", config->health);
   for (size_t i = 0; i < config->allow_dirs.count; i++) {
     char *folder =
         realpath(config->allow_dirs.items[i], NULL); /* kept: the table's strings last as long as the process */
@@ -126,6 +127,11 @@ static tf_code check(up_config *config, tf_model_dir *model, tf_error *error) {
                      strerror(errno));
     config->allow_dirs.items[i] = folder;
   }
+  tf_error why;
+  if (config->bind && tf_wire_endpoint_check(config->bind, false, &why))
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--bind: %s", why.text);
+  if (config->tensor_bind && tf_wire_endpoint_check(config->tensor_bind, true, &why))
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--tensor-bind: %s", why.text);
   tf_code code = tf_link_init(&names, config->redis ? config->redis : "unix:///none", config->queue, NULL, error);
   return code ? code : tf_model_dir_open(config->model, model, error);
 }

@@ -142,7 +142,9 @@ static tf_code listen_on(tf_health *self, const char *address, tf_error *error) 
                                   (unsigned)CONNECTION_TIMEOUT_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
                                   (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_END);
   if (!self->daemon) {
-    return tf_fail(error, TF_ERR_IO, "health endpoint: can not listen on %.200s (is the port taken?)", address);
+    return tf_fail(error, TF_ERR_IO,
+                   "health endpoint: can not listen on %.200s (is the port taken?); --health names another, or off",
+                   address);
   }
   const union MHD_DaemonInfo *info = MHD_get_daemon_info(self->daemon, MHD_DAEMON_INFO_BIND_PORT);
   self->port = info ? info->port : 0;

@@ -3,6 +3,8 @@
  * A line is built on the stack and bounded: long values are cut and marked with three dots. */
 #include "common/log.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -26,7 +28,18 @@ typedef struct line {
   char text[LINE_BYTES_MAX]; /* the last byte is kept for the newline */
 } line;
 
+/* A descriptor 0, 1 or 2 that came closed would be the next file or socket, and get what is printed. It is opened the
+ * wrong way round instead, so that its use is the error that it was. */
+static void hold_standard_descriptors(void) {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+    if (fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    int opened = open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY); /* the lowest one free: fd */
+    (void)opened;
+  }
+}
+
 void tf_log_setup(const char *program, const char *level_name) {
+  hold_standard_descriptors();
   snprintf(program_name, sizeof program_name, "%s", program ? program : "tokenflex");
   int level = TF_LOG_INFO;
   for (int i = 0; level_name && i < 4; i++) {

@@ -23,7 +23,8 @@ typedef struct tf_log_field {
 #define TF_INT(k, v)  ((tf_log_field){.key = (k), .kind = TF_FIELD_INT, .value.integer = (int64_t)(v)})
 #define TF_REAL(k, v) ((tf_log_field){.key = (k), .kind = TF_FIELD_FLOAT, .value.real = (v)})
 
-/* program: e.g. "router"; level_name: debug|info|warn|error (unknown: info). */
+/* program: e.g. "router"; level_name: debug|info|warn|error (unknown: info). The first call comes before any file is
+ * opened: it also sees to it that no file becomes descriptor 0, 1 or 2. */
 void tf_log_setup(const char *program, const char *level_name);
 void tf_log_write(tf_log_level level, const char *event, const tf_log_field *fields, size_t count);
 

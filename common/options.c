@@ -179,6 +179,19 @@ static tf_code add_to_list(parse *self, int index, const char *value, source fro
   return TF_OK;
 }
 
+static tf_code set_choice(parse *self, const tf_option *option, const char *value) {
+  size_t size = strlen(value);
+  for (const char *word = option->unit; *word;) {
+    size_t length = strcspn(word, "|");
+    if (length == size && memcmp(word, value, size) == 0) {
+      *(const char **)(self->config + option->offset) = value;
+      return TF_OK;
+    }
+    word += length + (word[length] ? 1 : 0);
+  }
+  return refuse(self, value, option->unit);
+}
+
 /* value lives as long as the process. */
 static tf_code set_value(parse *self, int index, const char *value, source from) {
   const tf_option *option = &self->program->options[index];
@@ -193,12 +206,15 @@ static tf_code set_value(parse *self, int index, const char *value, source from)
     return TF_OK;
   case TF_OPTION_LIST:
     return add_to_list(self, index, value, from);
+  case TF_OPTION_CHOICE:
+    return set_choice(self, option, value);
   }
   return TF_ERR_INTERNAL;
 }
 
 static void zero_field(parse *self, const tf_option *option) {
-  static const size_t sizes[] = {sizeof(bool), sizeof(int64_t), sizeof(double), sizeof(char *), sizeof(tf_string_list)};
+  static const size_t sizes[] = {sizeof(bool),   sizeof(int64_t),        sizeof(double),
+                                 sizeof(char *), sizeof(tf_string_list), sizeof(char *)};
   memset(self->config + option->offset, 0, sizes[option->type]);
 }
 
@@ -471,7 +487,7 @@ static void write_details(tf_buffer *out, const tf_option *option, size_t *colum
 }
 
 static void write_option(tf_buffer *out, const tf_option *option, bool in_environment) {
-  static const char *const kinds[] = {"", "N", "X", "TEXT", "LIST"};
+  static const char *const kinds[] = {"", "N", "X", "TEXT", "LIST", "WORD"};
   char left[NAME_BYTES_MAX * 2], letter[8] = "    ";
   const char *value = option->unit && option->type != TF_OPTION_FLAG ? option->unit : kinds[option->type];
   if (option->letter) snprintf(letter, sizeof letter, "-%c, ", option->letter);

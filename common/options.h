@@ -14,7 +14,8 @@ typedef enum tf_option_type {
   TF_OPTION_INT,    /* int64_t, minimum <= value <= maximum */
   TF_OPTION_REAL,   /* double, likewise */
   TF_OPTION_STRING, /* const char *; points into argv, environment or memory of the table's owner */
-  TF_OPTION_LIST    /* tf_string_list; repeated flags, or one value with commas */
+  TF_OPTION_LIST,   /* tf_string_list; repeated flags, or one value with commas */
+  TF_OPTION_CHOICE  /* const char *; one of the words in unit, as "on|off" */
 } tf_option_type;
 
 enum { TF_STRING_LIST_ITEMS_MAX = 64 };

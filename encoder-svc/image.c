@@ -2,6 +2,7 @@
  * the bytes are. JPEG is what is read today; every other format is recognised only to be named. No I/O. */
 #include "encoder-svc/image.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,11 +83,11 @@ static tf_code fail_unsupported(const uint8_t *data, size_t size, tf_error *erro
   }
   if (name == NULL) name = text_kind(data, size);
   if (name != NULL) return tf_fail(error, TF_ERR_IMAGE_UNSUPPORTED, "this is %s; JPEG is what is read", name);
-  uint8_t head[4] = {0};
-  memcpy(head, data, size < sizeof head ? size : sizeof head);
+  char head[16] = "";
+  for (size_t i = 0; i < size && i < 4; i++) snprintf(head + 3 * i, sizeof head - 3 * i, " %02x", data[i]);
   return tf_fail(error, TF_ERR_IMAGE_UNSUPPORTED,
-                 "%zu bytes of no known image format (first bytes %02x %02x %02x %02x); JPEG is what is read", size,
-                 head[0], head[1], head[2], head[3]);
+                 "%zu byte%s of no known image format (the first:%s); JPEG is what is read", size, size == 1 ? "" : "s",
+                 head);
 }
 
 /* Turns the pixels upright. The pixel that goes to (x, y) lies at start + x * step_x + y * step_y in the stored

@@ -37,7 +37,7 @@ static const tf_option options[] = {
   {"peer-timeout-ms", 0, TF_OPTION_INT, AT(peer_timeout_ms), 100, 600000, "5000", "ms", "of silence after which a router counts as gone"},
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},
   {"health", 0, TF_OPTION_STRING, AT(health), 0, 0, "127.0.0.1:9102", "ADDRESS", "of /healthz, /readyz and /metrics; off: none"},
-  {"log-level", 0, TF_OPTION_STRING, AT(log_level), 0, 0, "info", "LEVEL", "debug, info, warn or error"},
+  {"log-level", 0, TF_OPTION_CHOICE, AT(log_level), 0, 0, "info", "debug|info|warn|error", "lines below this are not logged"},
 };
 /* clang-format on */
 static const tf_program program = {

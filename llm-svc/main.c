@@ -30,7 +30,7 @@ static const tf_option options[] = {
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},
   {"insecure", 0, TF_OPTION_FLAG, AT(insecure), 0, 0, NULL, NULL, "bind to addresses that other machines reach, without encryption"},
   {"health", 0, TF_OPTION_STRING, AT(health), 0, 0, "127.0.0.1:9103", "ADDRESS", "of /healthz, /readyz and /metrics; off: none"},
-  {"log-level", 0, TF_OPTION_STRING, AT(log_level), 0, 0, "info", "LEVEL", "debug, info, warn or error"},
+  {"log-level", 0, TF_OPTION_CHOICE, AT(log_level), 0, 0, "info", "debug|info|warn|error", "lines below this are not logged"},
 };
 /* clang-format on */
 static const tf_program program = {
@@ -61,6 +61,10 @@ static void on_terminate(void *context, int signal_number) {
 }
 
 static tf_code check_settings(const settings *self, tf_error *error) {
+  tf_error why;
+  if (tf_wire_endpoint_check(self->tensor_bind, true, &why) != TF_OK) {
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--tensor-bind: %s", why.text);
+  }
   if (!self->insecure && !tf_wire_endpoint_is_local(self->tensor_bind)) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
                    "--tensor-bind %.200s: other machines reach this address; that needs --insecure", self->tensor_bind);

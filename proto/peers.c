@@ -27,6 +27,7 @@ typedef struct peer {
   bool connected;    /* the pipe could take a message at the last tick */
   bool live;         /* answered HELLO and not silent since */
   bool hello_wanted; /* the connection is new: the router behind it may be too */
+  bool silence_told; /* its silence is in the log */
   char instance[TF_INSTANCE_BYTES_MAX + 1], queue[TF_QUEUE_BYTES_MAX + 1];
   int64_t seen_ms, hello_due_ms, active_until_ms, window_sent_ms;
   uint32_t demand, outstanding, window_jobs;
@@ -270,6 +271,7 @@ static void on_hello(peer *self, const tf_hello *hello, int64_t now_ms) {
   copy_text(self->instance, sizeof self->instance, hello->instance);
   copy_text(self->queue, sizeof self->queue, hello->queue);
   self->live = true;
+  self->silence_told = false;
   self->seen_ms = now_ms;
   self->window_sent_ms = now_ms - TF_PEERS_WINDOW_INTERVAL_MS; /* it may know none of ours */
   update_windows(self->owner, now_ms);
@@ -348,11 +350,15 @@ static void on_tick(void *context) {
     }
     item->connected = connected;
     int64_t silence_ms = now_ms - item->seen_ms;
-    if (item->live && silence_ms > self->config.peer_timeout_ms) {
+    bool silent = silence_ms > self->config.peer_timeout_ms;
+    if (silent && item->live) {
       tf_log_warn("router_gone", TF_STR("router", item->instance), TF_INT("silence_ms", silence_ms));
       item->live = false;
       item->demand = 0;
+    } else if (silent && !item->silence_told) {
+      tf_log_warn("router_not_found", TF_STR("endpoint", item->endpoint), TF_INT("silence_ms", silence_ms));
     }
+    if (silent) item->silence_told = true;
     bool wanting = !item->live || silence_ms > SILENCE_HELLO_MS || item->hello_wanted;
     if (wanting && connected && now_ms >= item->hello_due_ms) send_hello(item, now_ms);
   }
@@ -366,10 +372,17 @@ static void on_tick(void *context) {
 
 static tf_code connect_peer(tf_peers *self, void *zmq_context, const char *endpoint, tf_error *error) {
   peer *item = &self->items[self->count];
-  *item = (peer){.owner = self, .endpoint = strdup(endpoint), .socket = tf_wire_socket(zmq_context, ZMQ_DEALER)};
+  *item = (peer){.owner = self,
+                 .endpoint = strdup(endpoint),
+                 .socket = tf_wire_socket(zmq_context, ZMQ_DEALER),
+                 .seen_ms = tf_now_ms()};
   self->count++; /* from here on tf_peers_free cleans up */
   if (item->endpoint == NULL || item->socket == NULL) {
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a socket to %s", endpoint);
+  }
+  tf_error why;
+  if (tf_wire_endpoint_check(endpoint, false, &why) != TF_OK) {
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--routers: %s", why.text);
   }
   int immediate = 1;
   zmq_setsockopt(item->socket, ZMQ_IMMEDIATE, &immediate, sizeof immediate);

@@ -198,6 +198,9 @@ tf_code tf_wire_receive(void *socket, bool router_socket, tf_message *out, tf_er
  * ROUTER_MANDATORY and ROUTER_HANDOVER on ROUTER sockets, reconnect from 50 ms to 2 s. type: ZMQ_ROUTER or ZMQ_DEALER.
  * NULL: failed. */
 void *tf_wire_socket(void *zmq_context, int type);
+/* TF_OK for tcp://HOST:PORT, ipc://PATH and inproc://NAME; else TF_ERR_INVALID_ARGUMENT with a text that quotes it.
+ * binds: the port may also be * (one that is free). ZeroMQ itself takes ports past 65535, and uses others. */
+tf_code tf_wire_endpoint_check(const char *endpoint, bool binds, tf_error *error);
 /* True for ipc://, inproc:// and tcp:// on a loopback address; others need CURVE or --insecure. */
 bool tf_wire_endpoint_is_local(const char *endpoint);
 

@@ -185,6 +185,22 @@ void *tf_wire_socket(void *zmq_context, int type) {
   return NULL;
 }
 
+tf_code tf_wire_endpoint_check(const char *endpoint, bool binds, tf_error *error) {
+  if (strncmp(endpoint, "ipc://", 6) == 0 && endpoint[6]) return TF_OK;
+  if (strncmp(endpoint, "inproc://", 9) == 0 && endpoint[9]) return TF_OK;
+  const char *host = strncmp(endpoint, "tcp://", 6) == 0 ? endpoint + 6 : "", *colon = strrchr(host, ':');
+  if (!colon || colon == host)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "\"%.200s\": expected tcp://HOST:PORT or ipc://PATH", endpoint);
+  const char *port = colon + 1;
+  if (binds && strcmp(port, "*") == 0) return TF_OK;
+  size_t digits = strspn(port, "0123456789");
+  long number = digits > 0 && digits <= 5 && !port[digits] ? strtol(port, NULL, 10) : 0;
+  if (number < 1 || number > 65535)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "\"%.200s\": the port must be a number from 1 to 65535%s", endpoint,
+                   binds ? ", or *" : "");
+  return TF_OK;
+}
+
 bool tf_wire_endpoint_is_local(const char *endpoint) {
   if (!endpoint) return false;
   if (strncmp(endpoint, "ipc://", 6) == 0 || strncmp(endpoint, "inproc://", 9) == 0) return true;

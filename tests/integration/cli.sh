@@ -50,7 +50,7 @@ errors=$out.errors.jsonl
 same "one error line a bad picture" "empty.png image_empty short.jpg image_truncated text.jpg image_unsupported" \
   "$(jq -r '"\(.image | split("/") | last) \(.code)"' "$errors" | sort | tr '\n' ' ' | sed 's/ $//')"
 same "keys of an error" '["id","image","code","message","attempts"]' "$(jq -sc 'map(keys_unsorted) | unique | .[]' "$errors")"
-check "errors are on stderr, too" said mixed "photos/short.jpg: image_truncated"
+check "errors are on stderr, too" said mixed "photos/short.jpg: image_truncated: JPEG"
 same "counts in the run file" '{"captioned":4,"failed":3,"skipped":1}' "$(jq -c '.result | {captioned, failed, skipped}' "$out.run.json")"
 same "state in the run file" complete "$(jq -r .state "$out.run.json")"
 check "a summary" said mixed "4 captioned, 3 failed, 1 other file skipped"
@@ -76,6 +76,16 @@ same "nothing but a missing file: status 3" 3 "$status"
 caption nothing "$DIR/none"
 same "an empty folder: status 0" 0 "$status"
 
+# --- names that a terminal would obey, outputs that nothing can be written to
+head -c 3000 examples/cat.jpg >"$DIR/photos/$(printf 'e\033[31m\n.jpg')"
+caption control "$DIR/photos/$(printf 'e\033[31m\n.jpg')"
+check "control characters of a name do not reach the terminal" said control "failed: $DIR/photos/e?[31m?.jpg: image_truncated: "
+rm "$DIR/photos/$(printf 'e\033[31m\n.jpg')"
+(exec >&-; exec timeout -k 5 60 "$TF" caption "$DIR/photos/cat.jpg" 2>"$DIR/closed.err" </dev/null)
+same "standard output is closed: status 1" 1 $?
+check "and it says so" said closed "standard output: Bad file descriptor"
+mkfifo "$DIR/fifo"
+
 # --- wrong usage is found before anything starts
 usage() { local what=$1; shift; caption usage "$@"; same "$what: status 2" 2 "$status"; same "$what: one line" 1 "$(wc -l <"$DIR/usage.err")"; }
 usage "no argument"
@@ -83,7 +93,10 @@ usage "unknown option" --colour red "$DIR/photos"
 usage "a count that the model has not" --vision-tokens 64 "$DIR/photos"
 check "the counts are named" said usage "4, 9, 16"
 usage "an output that exists" -o "$out" "$DIR/photos"
+usage "an output that is no file" -o "$DIR/fifo" --overwrite "$DIR/photos"
 usage "a queue's name" --queue 'a b' "$DIR/photos"
+usage "an empty prompt" --prompt '' "$DIR/photos"
+usage "a log level" --log-level loud "$DIR/photos"
 same "the old output is unharmed" 4 "$(wc -l <"$out")"
 caption again -o "$out" --overwrite "$DIR/photos/cat.jpg"
 same "--overwrite replaces it" "0 1" "$status $(wc -l <"$out")"
@@ -186,11 +199,18 @@ check "and the run goes on" until_true 30 lines "$DIR/broken.jsonl" $((before + 
 kill -INT "${PIDS[broken]}"
 ended broken
 same "no picture came twice" "$(wc -l <"$DIR/broken.jsonl")" "$(jq -r .id "$DIR/broken.jsonl" | sort -u | wc -l)"
+start lost "$TF" caption --redis "$url" --queue q1 "$DIR/many" -o "$DIR/lost.jsonl"
+until_true 30 lines "$DIR/lost.jsonl" 5
+r flushall >/dev/null
+for _ in $(seq 600); do alive lost || break; sleep 0.1; done
+ended lost
+same "jobs that Redis lost end the run: status 1" 1 "$status"
+check "and it says so" grep -q "Redis holds neither [0-9]* jobs of this run nor their answers" "$DIR/lost.log"
 stop up TERM
 check "up says that it stops" grep -q "^tokenflex: stopping" "$DIR/up.log"
 check "nothing is left of up" nothing_left
-start up_alone "$TF" up --health off --log-level warn
-check "up with a Redis of its own" until_true 30 grep -q "^tokenflex: up, " "$DIR/up_alone.log"
+start up_alone env TOKENFLEX_HEALTH=off TOKENFLEX_TENSOR_ADVERTISE=tcp://127.0.0.1:1 "$TF" up --log-level warn
+check "up with a Redis of its own, options from the environment" until_true 30 grep -q "^tokenflex: up, " "$DIR/up_alone.log"
 kill -KILL "$(child tokenflex-llm)"
 ended up_alone
 same "up ends when a service dies: status 1" 1 "$status"

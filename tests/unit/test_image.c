@@ -316,7 +316,7 @@ Test(image, other_formats_are_named) {
                {"\xef\xbb\xbf  <svg xmlns", 14, "SVG"},
                {"404 not found\n", 14, "text"},
                {"\1\2\3\4", 4, "01 02 03 04"},
-               {"\xff", 1, "1 bytes"},
+               {"\xff", 1, "1 byte of no known image format (the first: ff)"},
                {"\xff\xd9\xff", 3, "ff d9 ff"}};
   for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
     uint8_t *copy = malloc(heads[i].size); /* so that asan sees a read past the end */

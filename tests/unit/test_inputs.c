@@ -155,7 +155,10 @@ Test(inputs, folder_named_twice_comes_twice) {
 }
 
 Test(inputs, closed_folder_is_an_error_and_not_the_end) {
-  if (geteuid() == 0) cr_skip("root opens everything");
+  if (geteuid() == 0) {
+    remove_top(); /* a skipped test has no end */
+    cr_skip("root opens everything");
+  }
   mkdir("d", 0700);
   mkdir("d/closed", 0000);
   text_file("d/z.jpg");

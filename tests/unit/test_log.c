@@ -99,6 +99,17 @@ Test(log, long_values_are_cut_and_lines_stay_whole) {
   cr_assert_not_null(strstr(text, "yyy...\" b="));
 }
 
+Test(log, a_closed_standard_descriptor_does_not_become_a_file) {
+  int kept = dup(STDOUT_FILENO);
+  close(STDOUT_FILENO);
+  tf_log_setup("x", "info");
+  int file = open("/dev/null", O_WRONLY);
+  ssize_t written = write(STDOUT_FILENO, "lost", 4);
+  dup2(kept, STDOUT_FILENO);
+  cr_assert_gt(file, STDERR_FILENO);
+  cr_assert_eq(written, -1);
+}
+
 static void *write_lines(void *context) {
   for (int i = 0; i < 100; i++) tf_log_info("thread", TF_STR("who", context), TF_INT("i", i));
   return NULL;

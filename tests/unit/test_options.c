@@ -16,7 +16,7 @@ typedef struct settings {
   bool greedy;
   int64_t batch, size;
   double rate;
-  const char *model, *queue;
+  const char *model, *queue, *color;
   tf_string_list routers;
 } settings;
 
@@ -30,6 +30,7 @@ static const tf_option table[] = {
     {"model", 'm', TF_OPTION_STRING, AT(model), 0, 0, NULL, "DIR", "Model folder"},
     {"queue", 0, TF_OPTION_STRING, AT(queue), 0, 0, "default", NULL, "Queue"},
     {"routers", 0, TF_OPTION_LIST, AT(routers), 0, 0, "tcp://127.0.0.1:7701", "ENDPOINTS", "Routers to connect to"},
+    {"color", 0, TF_OPTION_CHOICE, AT(color), 0, 0, "auto", "auto|on|off", "Colors"},
 };
 static const tf_program program = {"tokenflex-test", "[options] FILE...", "Tests options.", table,
                                    sizeof table / sizeof table[0]};
@@ -131,6 +132,20 @@ Test(options, bad_values_are_refused) {
   expect_refusal("--batch", "--batch needs a value");
   cr_assert_eq(parse("--model", "--greedy", NULL), TF_ERR_INVALID_ARGUMENT);
   cr_assert_not_null(strstr(problem.text, "--model=VALUE"), "%s", problem.text);
+}
+
+Test(options, a_choice_takes_its_words_alone) {
+  cr_assert_eq(parse(NULL), TF_OK);
+  cr_assert_str_eq(got.color, "auto");
+  cr_assert_eq(parse("--color", "off", NULL), TF_OK);
+  cr_assert_str_eq(got.color, "off");
+  expect_refusal("--color=of", "--color: \"of\" is not accepted; expected auto|on|off");
+  expect_refusal("--color=offf", "auto|on|off");
+  expect_refusal("--color=", "auto|on|off");
+  expect_refusal("--color=on|off", "auto|on|off");
+  setenv("TOKENFLEX_COLOR", "loud", 1);
+  cr_assert_eq(parse(NULL), TF_ERR_INVALID_ARGUMENT);
+  cr_assert_not_null(strstr(problem.text, "TOKENFLEX_COLOR: \"loud\""), "%s", problem.text);
 }
 
 Test(options, unknown_names_get_a_suggestion) {

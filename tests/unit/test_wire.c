@@ -713,3 +713,34 @@ Test(wire, socket_local_endpoints) {
     cr_assert_not(tf_wire_endpoint_is_local(open[i]), "%s", open[i]);
   cr_assert_not(tf_wire_endpoint_is_local(NULL));
 }
+
+Test(wire_socket, endpoints_are_checked) {
+  tf_error error;
+  const char *good[] = {"tcp://127.0.0.1:1", "tcp://host.example:65535", "tcp://[::1]:7701", "ipc:///tmp/a",
+                        "inproc://a"};
+  const char *bad[] = {"",
+                       "foo",
+                       "foo:1",
+                       "tcp://127.0.0.1",
+                       "tcp://:7701",
+                       "tcp://",
+                       "ipc://",
+                       "inproc://",
+                       "tcp://127.0.0.1:",
+                       "tcp://127.0.0.1:0",
+                       "tcp://a:-1",
+                       "tcp://a:7701x",
+                       "tcp://a:0x1d",
+                       "tcp://a:70000",
+                       "tcp://a: 1",
+                       "tcp://a:*",
+                       "udp://a:1",
+                       "tcp://a:4294967297"};
+  for (size_t i = 0; i < sizeof good / sizeof good[0]; i++)
+    cr_assert_eq(tf_wire_endpoint_check(good[i], false, &error), TF_OK, "%s", good[i]);
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    cr_assert_eq(tf_wire_endpoint_check(bad[i], false, &error), TF_ERR_INVALID_ARGUMENT, "%s", bad[i]);
+    cr_assert_not_null(strstr(error.text, bad[i]), "%s", error.text);
+  }
+  cr_assert_eq(tf_wire_endpoint_check("tcp://127.0.0.1:*", true, &error), TF_OK);
+}
