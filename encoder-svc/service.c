@@ -84,9 +84,10 @@ static void count_outcome(tf_encoder_service *self, const char *outcome) {
 
 /* ---- endings ---- */
 
-/* Handed back, not tried: costs the job no attempt. */
+/* Handed back, not tried: costs the job no attempt. WORKER_LOST is what an LLM says of a tensor for its predecessor. */
 static bool is_no_attempt(tf_code code) {
-  return code == TF_ERR_WORKER_FULL || code == TF_ERR_PAIR_MISMATCH || code == TF_ERR_WORKER_DRAINING;
+  return code == TF_ERR_WORKER_FULL || code == TF_ERR_PAIR_MISMATCH || code == TF_ERR_WORKER_DRAINING ||
+         code == TF_ERR_WORKER_LOST;
 }
 
 static void report_failure(tf_encoder_service *self, const tf_job_key *key, tf_code code, const char *text) {

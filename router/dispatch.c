@@ -28,7 +28,8 @@ struct tf_dispatch {
   tf_dispatch_parts parts;
   tf_policy_state policy;
   size_t turn;
-  size_t stage_count; /* stage changes that wait for the flush */
+  size_t suspects_waiting; /* pending after the last round of placement */
+  size_t stage_count;      /* stage changes that wait for the flush */
   struct {
     char entry[TF_ENTRY_BYTES_MAX];
     uint32_t attempt;
@@ -235,6 +236,9 @@ uint32_t tf_dispatch_room(tf_dispatch *self) {
   size_t llm_count = tf_workers_slots(self->parts.workers, TF_ROLE_LLM, &llms, &ignored);
   uint32_t room = tf_place_room(encoders, encoder_count, llms, llm_count, kv_tokens_most(self, NULL));
   size_t pending = tf_jobs_count_state(self->parts.jobs, TF_JOB_PENDING);
+  /* Suspects wait for a pair of their own: they take half of the others' room at most. */
+  size_t waiting = self->suspects_waiting < pending ? self->suspects_waiting : pending;
+  pending -= waiting - (waiting < room / 2 ? waiting : room / 2);
   return room > pending ? room - (uint32_t)pending : 0;
 }
 
@@ -311,6 +315,10 @@ static placed place_one(tf_dispatch *self, tf_router_job *job) {
     uint32_t counts[TF_HELLO_COUNTS_MAX * 4];
     size_t count = tf_workers_all_counts(self->parts.workers, counts, sizeof counts / sizeof *counts);
     if (count == 0) return NO_ROOM; /* no pair is alive: nobody can tell */
+    if (tf_workers_pair_may_return(self->parts.workers, job->vision_tokens_min, job->vision_tokens_max)) {
+      job->claimed_ms = INT64_MIN; /* handed back at the next beat: it keeps no room from the live pairs' jobs */
+      return NO_ROOM;
+    }
     tf_error error = {.text = "no count lies within the job's limits"};
     tf_job_fields limits = {.vision_tokens_min = job->vision_tokens_min, .vision_tokens_max = job->vision_tokens_max};
     tf_job_fields_check_counts(&limits, counts, count, &error);
@@ -326,6 +334,7 @@ void tf_dispatch_place(tf_dispatch *self) {
   if (!tf_scripts_is_ready(self->parts.scripts)) return;
   size_t left = tf_jobs_count_state(self->parts.jobs, TF_JOB_PENDING), done = 0;
   assignment *batch = NULL;
+  self->suspects_waiting = 0;
   tf_router_job *next;
   for (tf_router_job *job = tf_jobs_first(self->parts.jobs); job && left > 0 && done < PLACED_PER_ROUND_MAX;
        job = next) {
@@ -336,7 +345,9 @@ void tf_dispatch_place(tf_dispatch *self) {
     if (!batch) batch = calloc(1, sizeof *batch);
     if (!batch) return;
     batch->owner = self;
-    if (place_one(self, job) != PLACED) continue;
+    placed outcome = place_one(self, job);
+    if (outcome == NO_ROOM && job->suspect) self->suspects_waiting++;
+    if (outcome != PLACED) continue;
     mention *added = &batch->jobs[batch->count++];
     memcpy(added->entry, job->entry, sizeof added->entry);
     added->serial = job->serial;
@@ -407,8 +418,13 @@ static void on_failure(tf_dispatch *self, const tf_worker *from, const tf_failur
   }
   tf_code code = tf_code_from_name(failure->error_code);
   tf_fail_mode mode = tf_failure_mode(code, failure->no_attempt);
-  /* An encoder that gives up may have reached the LLM all the same: what it computes there is of no use now. */
-  if (job->state == TF_JOB_ENCODING && from->serial == job->encoder) send_cancel(self, job, job->llm, code);
+  if (job->state == TF_JOB_ENCODING && from->serial == job->encoder) {
+    /* An encoder that gives up may have reached the LLM all the same: what it computes there is of no use now. */
+    send_cancel(self, job, job->llm, code);
+    tf_worker *llm = tf_workers_find(self->parts.workers, job->llm);
+    /* Another instance answered at its endpoint: no more jobs for this one, unless it speaks again. */
+    if (llm && code == TF_ERR_WORKER_LOST) llm->reachable = false;
+  }
   fail(self, job, mode, code, failure->error_message);
 }
 

@@ -73,10 +73,11 @@ static size_t read_pairs(const redisReply *reply, tf_job_field out[TF_JOB_FIELDS
   return count;
 }
 
-/* The record for a claimed entry: a new one. What we had of it under an older lease is over. NULL: not to be taken. */
+/* The record for a claimed entry: a new one. What we had of it under an older lease is over (another router may have
+ * tried it since), but for an ending on its way. NULL: not to be taken. */
 static tf_router_job *record_for(tf_intake *self, const char *entry) {
   tf_router_job *held = tf_jobs_find(self->parts.jobs, entry);
-  if (held && (held->state == TF_JOB_PENDING || held->state == TF_JOB_SETTLING)) return NULL;
+  if (held && held->state == TF_JOB_SETTLING) return NULL;
   if (held) {
     tf_metric_add(self->parts.stats->leases_lost, 1);
     tf_dispatch_forget(self->parts.dispatch, held);

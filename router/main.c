@@ -25,7 +25,7 @@ static const tf_option options[] = {
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},
   {"insecure", 0, TF_OPTION_FLAG, AT(insecure), 0, 0, NULL, NULL, "bind to addresses that other machines reach, without encryption"},
   {"health", 0, TF_OPTION_STRING, AT(health), 0, 0, "127.0.0.1:9101", "ADDRESS", "of /healthz, /readyz and /metrics; off: none"},
-  {"log-level", 0, TF_OPTION_STRING, AT(log_level), 0, 0, "info", "LEVEL", "debug, info, warn or error"},
+  {"log-level", 0, TF_OPTION_CHOICE, AT(log_level), 0, 0, "info", "debug|info|warn|error", "lines below this are not logged"},
 };
 /* clang-format on */
 static const tf_program program = {

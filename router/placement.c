@@ -33,12 +33,24 @@ static bool may_hold(const tf_slot *slot, const tf_place_request *request) {
   return open_for(slot, request) && !slot->held;
 }
 
+/* Suspects keep half of a tier at most (of one worker: that one), so that the others' jobs go on meanwhile. */
+static bool may_keep_one_more(const tf_slot *slots, size_t count) {
+  size_t usable = 0, kept = 0;
+  for (size_t i = 0; i < count; i++) {
+    usable += slots[i].usable;
+    kept += slots[i].usable && slots[i].held;
+  }
+  return kept < (usable + 1) / 2;
+}
+
 /* Best encoder and LLM among those that fit. */
 static tf_placement best(const tf_slot *encoders, size_t encoder_count, const tf_slot *llms, size_t llm_count,
                          const tf_place_request *request, fit fn) {
   tf_placement out = {false, 0, 0};
   bool pair_has_llm[TF_PAIRS_MAX] = {false};
   size_t pair_llm[TF_PAIRS_MAX] = {0};
+  if (request->alone && (!may_keep_one_more(encoders, encoder_count) || !may_keep_one_more(llms, llm_count)))
+    return out;
   for (size_t i = 0; i < llm_count; i++) {
     size_t at = (request->turn + i) % llm_count;
     const tf_slot *slot = &llms[at];

@@ -35,7 +35,7 @@ tf_placement tf_place(const tf_slot *encoders, size_t encoder_count, const tf_sl
                       const tf_place_request *request);
 
 /* For a suspect that found no idle pair: of the workers not held for another, the pair that is nearest to idle.
- * Keeping others away makes it idle. */
+ * Keeping others away makes it idle. None where half of a tier is held already. */
 tf_placement tf_place_hold(const tf_slot *encoders, size_t encoder_count, const tf_slot *llms, size_t llm_count,
                            const tf_place_request *request);
 

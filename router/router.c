@@ -14,8 +14,10 @@
 
 enum {
   TICK_MS = 50,
+  PAUSES_PER_TIMEOUT = 4, /* a tick that is late by this part of the peer timeout was a pause */
   PING_MS = 1000,
   EXPIRE_MS = 250,
+  REASON_MS = 5000,
   STALL_MS_MAX = 10000, /* a reactor thread that did not tick for so long is stuck */
   MESSAGES_PER_ROUND_MAX = 256,
   LEAVE_MS_MAX = 2000 /* to tell Redis that we go */
@@ -37,7 +39,9 @@ struct tf_router {
   tf_intake *intake;
   tf_upkeep *upkeep;
   int tick;
-  int64_t pinged_ms, expired_ms;
+  int64_t ticked_ms, pinged_ms, expired_ms;
+  const char *reason; /* why it is not ready, as last told; NULL: it is */
+  int64_t reason_ms;  /* since when it is another one */
   enum { SERVING, DRAINING, LEAVING } phase;
   int64_t phase_until_ms; /* DRAINING, LEAVING */
 };
@@ -146,7 +150,32 @@ static void drop_silent_workers(tf_router *self, int64_t now_ms) {
     if (now_ms - worker->heard_ms >= self->config->peer_timeout_ms) worker_lost(self, worker);
 }
 
+/* A pause of ours (a stopped process, a suspended machine) is no silence of theirs. */
+static void forgive_pause(tf_router *self, int64_t now_ms) {
+  int64_t pause_ms = now_ms - self->ticked_ms;
+  self->ticked_ms = now_ms;
+  if (pause_ms < self->config->peer_timeout_ms / PAUSES_PER_TIMEOUT + TICK_MS) return;
+  tf_log_warn("router_paused", TF_INT("pause_ms", pause_ms));
+  for (tf_worker *worker = tf_workers_first(self->workers); worker; worker = tf_workers_next(self->workers, worker))
+    worker->heard_ms = now_ms;
+}
+
 /* --- State --- */
+
+/* What keeps jobs from flowing is told once it has lasted: workers that start one after the other are no news. */
+static void tell_state(tf_router *self, const char *reason) {
+  if (reason == self->reason) {
+    self->reason_ms = tf_now_ms();
+    return;
+  }
+  if (reason && tf_now_ms() - self->reason_ms < REASON_MS) return;
+  self->reason = reason;
+  if (reason)
+    tf_log_warn("not_ready", TF_STR("reason", reason));
+  else
+    tf_log_info("ready", TF_INT("encoders", tf_workers_count(self->workers, TF_ROLE_ENCODER)),
+                TF_INT("llms", tf_workers_count(self->workers, TF_ROLE_LLM)));
+}
 
 static void report_health(tf_router *self) {
   size_t encoders = tf_workers_count(self->workers, TF_ROLE_ENCODER),
@@ -162,6 +191,7 @@ static void report_health(tf_router *self) {
                        : !tf_workers_main_pair(self->workers) ? "no encoder and LLM of one model that take jobs"
                                                               : NULL;
   tf_health_set_ready(self->health, !reason, reason ? reason : "ready");
+  if (self->phase == SERVING) tell_state(self, reason);
   tf_health_beat(self->health, 0, STALL_MS_MAX);
 }
 
@@ -194,6 +224,7 @@ static void on_tick(void *context) {
     self->pinged_ms = now_ms;
     ping_workers(self);
   }
+  forgive_pause(self, now_ms);
   drop_silent_workers(self, now_ms);
   if (now_ms - self->expired_ms >= EXPIRE_MS) {
     self->expired_ms = now_ms;
@@ -228,6 +259,9 @@ static void on_redis_lost(void *context) {
 
 static tf_code bind_socket(tf_router *self, tf_error *error) {
   const char *endpoint = self->config->bind;
+  tf_error why;
+  if (tf_wire_endpoint_check(endpoint, true, &why) != TF_OK)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--bind: %s", why.text);
   if (!self->config->insecure && !tf_wire_endpoint_is_local(endpoint))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
                    "--bind %.200s: other machines reach this address; that needs --insecure", endpoint);
@@ -275,6 +309,8 @@ tf_code tf_router_new(const tf_router_config *config, tf_reactor *reactor, tf_me
   self->reactor = reactor;
   self->health = health;
   self->clock.offset_us = tf_unix_us() - tf_now_us(); /* until Redis tells its own */
+  self->ticked_ms = self->reason_ms = tf_now_ms();
+  self->reason = "starting";
   tf_router_stats_init(&self->stats, metrics);
   tf_instance_make("router", self->instance, sizeof self->instance);
   self->jobs = tf_jobs_new();

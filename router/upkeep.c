@@ -9,13 +9,20 @@
 
 #include "common/log.h"
 
-enum { RENEW_BATCH = 500, SWEEP_COUNT = 200, CANCELS_PER_READ = 100, SWEEP_MS_MIN = 5000, TIMERS = 4 };
+enum {
+  RENEW_BATCH = 500,
+  SWEEP_COUNT = 200,
+  CANCELS_PER_READ = 100,
+  SWEEP_MS_MIN = 5000,
+  TIMERS = 4,
+  CURSOR_BYTES = 48
+};
 
 struct tf_upkeep {
   tf_upkeep_parts parts;
   int timers[TIMERS];
   bool reading_cancels;
-  char cancel_cursor[48], sweep_cursors[2][48];
+  char cancel_cursor[CURSOR_BYTES], sweep_cursors[2][CURSOR_BYTES];
   void (*left)(void *context);
   void *left_context;
   tf_arguments arguments;
@@ -129,6 +136,7 @@ static void on_beat_timer(void *context) {
 /* After cancel.lua ran: what was claimed before it is in our table by now, what comes after is ended by the claim. */
 typedef struct cancellation {
   tf_upkeep *owner;
+  char cursor[CURSOR_BYTES]; /* where to read on, once these are marked */
   size_t count;
   struct {
     char id[TF_ID_BYTES_MAX];
@@ -138,8 +146,11 @@ typedef struct cancellation {
 
 static void on_marked(void *context, const redisReply *reply) {
   cancellation *done = context;
+  tf_upkeep *self = done->owner;
+  self->reading_cancels = false;
+  if (reply) memcpy(self->cancel_cursor, done->cursor, sizeof self->cancel_cursor); /* else: read again */
   for (size_t i = 0; reply && i < done->count; i++)
-    tf_dispatch_cancel(done->owner->parts.dispatch, done->ids[i].id, done->ids[i].size);
+    tf_dispatch_cancel(self->parts.dispatch, done->ids[i].id, done->ids[i].size);
   free(done);
 }
 
@@ -165,20 +176,21 @@ static void on_cancels_read(void *context, const redisReply *reply) {
   begin(self);
   self->arguments.count = 0; /* cancel.lua takes no instance */
   tf_arguments_add_int(&self->arguments, self->parts.config->dedupe_window_s * 1000);
-  char cursor[sizeof self->cancel_cursor] = "";
+  memcpy(made->cursor, self->cancel_cursor, sizeof made->cursor);
   for (size_t i = 0; i < entries->elements && made->count < CANCELS_PER_READ; i++) {
     const redisReply *entry = entries->element[i];
-    if (entry->elements != 2 || entry->element[0]->len >= sizeof cursor) continue;
+    if (entry->elements != 2 || entry->element[0]->len >= sizeof made->cursor) continue;
     add_cancel(made, entry->element[1]);
-    snprintf(cursor, sizeof cursor, "%s", entry->element[0]->str);
+    snprintf(made->cursor, sizeof made->cursor, "%s", entry->element[0]->str);
   }
   for (size_t i = 0; i < made->count; i++) tf_arguments_add_bytes(&self->arguments, made->ids[i].id, made->ids[i].size);
-  if (made->count > 0 && !tf_scripts_call(self->parts.scripts, TF_SCRIPT_CANCEL, &self->arguments, on_marked, made)) {
-    free(made);
-    return; /* the cursor stays: read again */
+  if (made->count > 0) {
+    self->reading_cancels = tf_scripts_call(self->parts.scripts, TF_SCRIPT_CANCEL, &self->arguments, on_marked, made);
+    if (!self->reading_cancels) free(made); /* the cursor stays: read again */
+    return;
   }
-  if (made->count == 0) free(made);
-  if (cursor[0]) snprintf(self->cancel_cursor, sizeof self->cancel_cursor, "%s", cursor);
+  memcpy(self->cancel_cursor, made->cursor, sizeof self->cancel_cursor); /* entries without an id are skipped */
+  free(made);
 }
 
 static void read_cancels(void *context) {

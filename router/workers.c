@@ -251,10 +251,11 @@ size_t tf_workers_all_counts(tf_workers *self, uint32_t *out, size_t capacity) {
   return count;
 }
 
-uint64_t tf_workers_pairs_for(tf_workers *self, uint32_t minimum, uint32_t maximum) {
-  uint64_t live = live_pairs(self), out = 0;
+/* Those of `pairs` that serve the limits. */
+static uint64_t serving(const tf_workers *self, uint64_t pairs, uint32_t minimum, uint32_t maximum) {
+  uint64_t out = 0;
   for (int i = 0; i < TF_PAIRS_MAX; i++) {
-    if (!(live >> i & 1)) continue;
+    if (!(pairs >> i & 1)) continue;
     bool offers_minimum = minimum == 0, offers_maximum = maximum == 0, between = false;
     for (uint32_t j = 0; j < self->pairs[i].count_count; j++) {
       uint32_t n = self->pairs[i].counts[j];
@@ -265,4 +266,15 @@ uint64_t tf_workers_pairs_for(tf_workers *self, uint32_t minimum, uint32_t maxim
     if (offers_minimum && offers_maximum && between) out |= UINT64_C(1) << i;
   }
   return out;
+}
+
+uint64_t tf_workers_pairs_for(tf_workers *self, uint32_t minimum, uint32_t maximum) {
+  return serving(self, live_pairs(self), minimum, maximum);
+}
+
+bool tf_workers_pair_may_return(const tf_workers *self, uint32_t minimum, uint32_t maximum) {
+  uint64_t known = 0;
+  for (int i = 0; i < TF_PAIRS_MAX; i++)
+    if (self->pairs[i].workers > 0) known |= UINT64_C(1) << i;
+  return serving(self, known, minimum, maximum) != 0;
 }

@@ -71,5 +71,7 @@ size_t tf_workers_all_counts(tf_workers *self, uint32_t *out, size_t capacity);
 size_t tf_workers_pair_counts(tf_workers *self, uint32_t pair, const uint32_t **out);
 /* Bit p set: pair p has a count between the limits (0: no limit) and offers each limit that is given. */
 uint64_t tf_workers_pairs_for(tf_workers *self, uint32_t minimum, uint32_t maximum);
+/* True where a pair that serves the limits is known, though only one of its tiers may be alive. */
+bool tf_workers_pair_may_return(const tf_workers *self, uint32_t minimum, uint32_t maximum);
 
 #endif

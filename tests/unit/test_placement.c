@@ -76,6 +76,62 @@ Test(placement, a_suspect_goes_only_where_nothing_is) {
   cr_assert_eq(placed.llm, 0u);
 }
 
+Test(placement, a_suspect_does_not_take_what_is_kept_for_another) {
+  tf_slot encoders[] = {ENCODER(0, 8, 1), ENCODER(0, 8, 4), ENCODER(0, 8, 5)};
+  tf_slot llms[] = {LLM(0, 8, 1, 9000, 300), LLM(0, 8, 4, 9000, 1200), LLM(0, 8, 5, 9000, 1500)};
+  tf_place_request alone = any;
+  alone.alone = true;
+  encoders[0].held = llms[0].held = true; /* for another suspect; nearer to idle than the rest */
+  tf_placement hold = tf_place_hold(encoders, 3, llms, 3, &alone);
+  cr_assert(hold.found);
+  cr_assert_eq(hold.encoder, 1u);
+  cr_assert_eq(hold.llm, 1u);
+  encoders[0].jobs_out = llms[0].jobs_out = llms[0].kv_out = 0; /* idle at last: still the other's */
+  cr_assert_not(tf_place(encoders, 3, llms, 3, &alone).found);
+  cr_assert_eq(tf_place_hold(encoders, 3, llms, 3, &alone).encoder, 1u);
+}
+
+Test(placement, suspects_keep_half_of_a_tier_at_most) {
+  tf_slot encoders[] = {ENCODER(0, 8, 0), ENCODER(0, 8, 0), ENCODER(0, 8, 0)};
+  tf_slot llms[] = {LLM(0, 8, 0, 9000, 0), LLM(0, 8, 0, 9000, 0)};
+  tf_place_request alone = any;
+  alone.alone = true;
+  cr_assert(tf_place(encoders, 3, llms, 2, &alone).found);
+  encoders[0].held = llms[0].held = true;
+  cr_assert_not(tf_place(encoders, 3, llms, 2, &alone).found, "one LLM is left to the others");
+  cr_assert_not(tf_place_hold(encoders, 3, llms, 2, &alone).found);
+  cr_assert(tf_place(encoders, 3, llms, 2, &any).found, "who use it");
+  encoders[1].usable = encoders[2].usable = llms[1].usable = false;
+  encoders[0].held = llms[0].held = false;
+  cr_assert(tf_place(encoders, 3, llms, 2, &alone).found, "of one worker: that one");
+}
+
+Test(placement, two_suspects_and_one_pair_both_get_their_turn) {
+  tf_slot encoder = ENCODER(0, 8, 2), llm = LLM(0, 8, 2, 9000, 600);
+  tf_place_request alone = any;
+  alone.alone = true;
+  int turns[2] = {0}, holder = -1, running = -1;
+  for (int round = 0; round < 20; round++) {
+    for (int suspect = 0; suspect < 2; suspect++) { /* as the router asks: its own hold is let go first */
+      if (turns[suspect] || running == suspect) continue;
+      encoder.held = llm.held = holder >= 0 && holder != suspect;
+      tf_placement placed = tf_place(&encoder, 1, &llm, 1, &alone);
+      tf_placement hold = tf_place_hold(&encoder, 1, &llm, 1, &alone);
+      if (placed.found) running = suspect;
+      if (placed.found || hold.found) holder = suspect;
+      if (placed.found) encoder.jobs_out = llm.jobs_out = 1;
+    }
+    /* Every round ends one job: those from before, then the suspect's. */
+    if (llm.jobs_out > 0) encoder.jobs_out = --llm.jobs_out;
+    if (llm.jobs_out == 0 && running >= 0) {
+      turns[running]++;
+      running = holder = -1;
+    }
+  }
+  cr_assert_eq(turns[0], 1);
+  cr_assert_eq(turns[1], 1);
+}
+
 Test(placement, equals_take_turns) {
   const tf_slot encoders[] = {ENCODER(0, 8, 0), ENCODER(0, 8, 0)};
   const tf_slot llms[] = {LLM(0, 8, 0, 9000, 0), LLM(0, 8, 0, 9000, 0)};
@@ -176,6 +232,11 @@ Test(workers, pairs_counts_and_the_main_pair) {
   cr_assert_eq(tf_workers_pairs_for(table, 0, 63), 0u);
   llm->draining = true;
   cr_assert_null(tf_workers_main_pair(table));
+  cr_assert_eq(tf_workers_pairs_for(table, 64, 144), 0u);
+  cr_assert(tf_workers_pair_may_return(table, 64, 144), "half of it is there");
+  cr_assert_not(tf_workers_pair_may_return(table, 100, 0));
+  while (tf_workers_first(table)) tf_workers_remove(table, tf_workers_first(table));
+  cr_assert_not(tf_workers_pair_may_return(table, 64, 144));
   tf_workers_free(&table);
 }
 

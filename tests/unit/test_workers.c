@@ -358,7 +358,7 @@ Test(workers, bad_images_and_bad_jobs_fail_with_their_reason, .timeout = 120) {
   expect_failure(&self, &job, NULL, 0, TF_ERR_PAIR_MISMATCH, true, "0123");
   job = job_of(&self, "old-llm", 4);
   job.u.job.llm_instance = "llm-0";
-  expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_LOST, false, "llm-0");
+  expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_LOST, true, "llm-0");
   job = job_of(&self, "no-endpoint", 4);
   job.u.job.llm_endpoint = "nonsense";
   expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_UNREACHABLE, false, "nonsense");
