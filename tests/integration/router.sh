@@ -88,6 +88,8 @@ check "inline bytes arrive whole" grep -q "^job inline attempt 1 payload 9$" "$D
 same "a named reply has the result" "reply1 caption of reply1" "$(field reply:here reply1 id) $(field reply:here reply1 caption)"
 same "and the results have not" "" "$(field results reply1 id)"
 check "a reply expires" test "$(r pttl "$(key reply:here)")" -gt 80000000
+model_is_told() { [ -n "$(r hget "$(key model)" token_counts)" ]; }
+until_true 5 model_is_told # every second
 same "the model is told" "64,144,256 fake/0" "$(r hmget "$(key model)" token_counts model | tr '\n' ' ' | sed 's/ $//')"
 same "the done key says where" "r" "$(r get "$(key done:early)" | cut -c1)"
 nothing_left plain
