@@ -1,0 +1,208 @@
+"""Phase 2: projector and LoRA learn to write the captions, through the frozen LLM, at randomly drawn token counts.
+
+In: data folder, model folder, feature cache, an adapter to start from. Out: OUT/last.pt (resumable), OUT/adapter.gguf
+(the running average), OUT/log.jsonl.
+Run: python -m train.captions --data DIR --model DIR --cache DIR --start adapter.gguf --out DIR --minutes 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tokenflex_tools.gguf import GgufReader
+
+from . import data, export, team
+from .features import Cache
+from .model import Adapter, Language, Projector
+from .sequences import Words, epoch, hidden_states, lay_out, take
+
+COMMON_TOKENS = 2000  # ids of the commonest pieces: kept in the loss's vocabulary, said in a caption or not
+GRADIENT_NORM_MAX = 1.0
+TOKENS_MAX = 1500    # of a worker's forward and backward pass, about
+CAPTION_TOKENS = 90  # of one image: prompt and captions, about
+SAVE_S = 180
+
+
+def options_parser() -> argparse.ArgumentParser:
+    """Options that every run through the LLM has."""
+    parser = argparse.ArgumentParser(description="Trains the adapter through the LLM.")
+    for name in ("data", "model", "cache", "start", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60, help="budget; the learning rate falls to its end by then")
+    parser.add_argument("--steps", type=int, default=0, help="budget in steps instead: a run that the seed repeats")
+    parser.add_argument("--counts", type=int, nargs="+", default=[64, 144, 256])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.3, 0.5], help="how often each count is drawn")
+    parser.add_argument("--batch", type=int, default=16, help="images a step, all workers together")
+    parser.add_argument("--captions", type=int, default=5, help="captions of an image in a sequence, at most")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the LoRA")
+    parser.add_argument("--projector-rate", type=float, default=4e-4)
+    parser.add_argument("--rate-end", type=float, default=0.02, help="last learning rate as a share of the peak")
+    parser.add_argument("--warmup", type=int, default=40, help="steps")
+    parser.add_argument("--decay", type=float, default=0.01, help="AdamW's weight decay")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
+    parser.add_argument("--noise", type=float, default=0.0, help="share of patches dropped (set to the mean patch)")
+    parser.add_argument("--average", type=float, default=0.99, help="decay of the weights' running average a step")
+    parser.add_argument("--workers", type=int, default=1, help="processes; each takes its part of a batch")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
+    parser.add_argument("--fuse", action="store_true", help="fuse elementwise code with torch.compile")
+    return parser
+
+
+class Trainer:
+    """What training through the LLM shares: models, optimiser, budget, checkpoints. A phase gives the loss."""
+
+    def __init__(self, crew: team.Team, options: argparse.Namespace):
+        self.team, self.options = crew, options
+        self.state_path = options.out / "last.pt"
+        state = torch.load(self.state_path, map_location="cpu") if self.state_path.exists() else None
+        if state:
+            self.adapter, self.metadata = state["adapter"], state["metadata"]
+        else:
+            self.adapter, self.metadata = export.read(options.start)
+        self.adapter = {name: tensor.clone().requires_grad_() for name, tensor in self.adapter.items()}
+        self.average: Adapter = {name: tensor.detach().clone() for name, tensor in self.adapter.items()}
+        rank = next(tensor.shape[0] for name, tensor in self.adapter.items() if name.endswith("lora_a"))
+        file = GgufReader(options.model / "llm.gguf")
+        dtype = torch.float32 if options.f32 else torch.bfloat16
+        self.words = Words(file, self.metadata["tokenflex.prompt"])
+        self.llm = Language(file, self.metadata["adapter.lora.alpha"] / rank, dtype, options.fuse)
+        self.projector = Projector(self.metadata)
+        self.optimiser = torch.optim.AdamW([
+            {"params": [t for n, t in self.adapter.items() if ".lora_" in n], "peak": options.rate},
+            {"params": [t for n, t in self.adapter.items() if ".lora_" not in n], "peak": options.projector_rate},
+        ], lr=0.0, weight_decay=options.decay, **({"fused": True} if options.fuse else {}))
+        self.step, self.elapsed, self._started, self._saved = 0, 0.0, time.monotonic(), time.monotonic()
+        if state:
+            self.average, self.step, self.elapsed = state["average"], state["step"], state["elapsed"]
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.llm.merge(self.adapter)
+
+    def minutes(self) -> float:
+        """Time trained, earlier runs of a resumed one counted in."""
+        return (self.elapsed + time.monotonic() - self._started) / 60
+
+    def progress(self) -> float:
+        """0 .. 1, the same for every worker."""
+        done = self.step / self.options.steps if self.options.steps else self.minutes() / self.options.minutes
+        return self.team.share([done])[0]
+
+    def draw_count(self) -> int:
+        """This step's token count: one for the whole batch."""
+        return random.Random(self.options.seed * 1000003 + self.step).choices(self.options.counts, self.options.shares)[0]
+
+    def prefix(self, features: torch.Tensor, count: int, adapter: Adapter) -> torch.Tensor:
+        """Features -> embeddings of the whole prompt."""
+        return self.llm.prefix(self.words.prompt, self.projector(adapter, features, count, self.llm.dtype))
+
+    def chunks(self, rows: list[int], count: int) -> list[list[int]]:
+        """A worker's images in equal parts that fit TOKENS_MAX: bounds the memory of a backward pass."""
+        parts = min(len(rows), -(-len(rows) * (count + CAPTION_TOKENS) // TOKENS_MAX))
+        return [rows[i::parts] for i in range(parts)]
+
+    def update(self, progress: float) -> None:
+        """One step of the optimiser by the gradients that all workers have gathered."""
+        self.team.average(list(self.adapter.values()))
+        torch.nn.utils.clip_grad_norm_(list(self.adapter.values()), GRADIENT_NORM_MAX)
+        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
+        scale = min(1.0, (self.step + 1) / self.options.warmup) * (self.options.rate_end
+                                                                  + (1 - self.options.rate_end) * cosine)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * scale
+        self.optimiser.step()
+        self.step += 1
+        self.llm.merge(self.adapter)
+        keep = min(self.options.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, tensor in self.adapter.items():
+                self.average[name].lerp_(tensor, 1 - keep)
+        self.optimiser.zero_grad()
+
+    def save(self, force: bool = False) -> None:
+        """Checkpoint and export, by the leader, every few minutes."""
+        if self.team.rank or not force and time.monotonic() - self._saved < SAVE_S:
+            return
+        self._saved = time.monotonic()
+        partial = self.state_path.with_suffix(".partial")
+        torch.save({"adapter": {name: tensor.detach() for name, tensor in self.adapter.items()}, "average": self.average,
+                    "metadata": self.metadata, "optimiser": self.optimiser.state_dict(), "step": self.step,
+                    "elapsed": self.minutes() * 60}, partial)
+        partial.rename(self.state_path)
+        export.write(self.options.out / "adapter.gguf", self.average, self.metadata)
+
+    def report(self, **values: Any) -> None:
+        """A line of log by the leader."""
+        if self.team.rank == 0:
+            line = {"step": self.step, "minutes": round(self.minutes(), 2), **values}
+            print(json.dumps(line), flush=True)
+            with open(self.options.out / "log.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def drop_patches(features: torch.Tensor, share: float) -> torch.Tensor:
+    """Sets a random share of each image's patches to that image's mean patch."""
+    if not share:
+        return features
+    dropped = torch.rand(features.shape[:2])[..., None] < share
+    return torch.where(dropped, features.mean(1, keepdim=True), features)
+
+
+def train(crew: team.Team, options: argparse.Namespace) -> None:
+    """One worker's run."""
+    trainer = Trainer(crew, options)
+    torch.manual_seed(options.seed * 100 + crew.rank)
+    cache, views = Cache(options.cache, "train"), random.Random(options.seed * 100 + crew.rank)
+    captions = [[trainer.words.encode(c) for c in e.captions] for e in data.read_captions(options.data, "train")]
+    said = {token for group in captions for caption in group for token in caption}
+    allowed = torch.tensor(sorted(said | set(range(min(COMMON_TOKENS, len(trainer.llm.embedding))))))
+    place = torch.zeros(len(trainer.llm.embedding), dtype=torch.long)
+    place[allowed] = torch.arange(len(allowed))
+    head = trainer.llm.head[allowed]
+    lengths = [sum(len(caption) for caption in group) for group in captions]
+    per_epoch = len(epoch(lengths, options.batch, 0))
+    smooth, first, present, batches = 0.0, trainer.step, -1, []
+    while (progress := trainer.progress()) < 1:
+        number, at = divmod(trainer.step, per_epoch)
+        if number != present:
+            present, batches = number, epoch(lengths, options.batch, options.seed * 1009 + number)
+        rows = batches[at][crew.rank::crew.size]
+        count = trainer.draw_count()
+        total = 0.0
+        for chunk in trainer.chunks(rows, count):
+            features = drop_patches(take(cache, chunk, views), options.noise)
+            prefix = trainer.prefix(features, count, trainer.adapter)
+            groups = [views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
+            layout = lay_out(groups, prefix.shape[1])
+            logits = F.linear(hidden_states(trainer.llm, prefix, layout, trainer.adapter), head).float()
+            loss = F.cross_entropy(logits, place[layout.targets], label_smoothing=options.smoothing)
+            loss = loss * (len(chunk) / len(rows))
+            loss.backward()
+            total += loss.item()
+        trainer.update(progress)
+        smooth += (total - smooth) / min(trainer.step - first, 20)
+        if trainer.step % 10 == 0 or trainer.step == 1:
+            trainer.report(loss=round(smooth, 4), count=count, epoch=round(trainer.step / per_epoch, 3),
+                           rate=trainer.optimiser.param_groups[0]["lr"], left=round(options.minutes - trainer.minutes(), 1))
+        trainer.save()
+    trainer.save(force=True)
+
+
+def main() -> None:
+    """Command line."""
+    options = options_parser().parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    adapter, _ = export.read(options.start)
+    team.run(options.workers, sum(tensor.numel() for tensor in adapter.values()), train, options)
+
+
+if __name__ == "__main__":
+    main()

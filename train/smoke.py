@@ -1,0 +1,223 @@
+"""Trains a tiny random model on drawn shapes, all phases, in under a minute: does each loss fall, is what comes out usable?
+
+In: a model folder with tiny random weights (tests/golden/data/tiny), perhaps a built `tokenflex`. Out: exit status; one
+line a check. Needs torch 1.13 or later, numpy, Pillow; neither `tokenizers` nor java.
+Run: python3 -m train.smoke --model tests/golden/data/tiny [--program build/release/tokenflex]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from tokenflex_tools.gguf import GgufReader
+from tokenflex_tools.reference_llm import LanguageModel, greedy
+from tokenflex_tools.reference_vision import Projector as ReferenceProjector
+from tokenflex_tools.reference_vision import VisionModel
+
+from . import captions, data, export, features, model, rewards, sequences, team, words
+
+SHAPES, COLOURS = ("circle", "square", "triangle"), ("red", "green", "blue", "white")
+COUNTS = [4, 9, 16]
+NEW_TOKENS_MAX = 40
+PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+")
+
+
+class AsciiTokenizer:
+    """Byte-level BPE by the GGUF's merges, for ASCII text alone; has the two calls of `tokenizers` that training uses."""
+
+    def __init__(self, metadata: dict[str, Any]):
+        self._tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+        self._ids = {token: i for i, token in enumerate(self._tokens)}
+        self._ranks = {tuple(merge.split(" ")): i for i, merge in enumerate(metadata["tokenizer.ggml.merges"])}
+
+    def _piece(self, text: str) -> list[int]:
+        parts = [letter.translate({32: "Ġ", 10: "Ċ"}) for letter in text]
+        while len(parts) > 1:
+            pairs = list(zip(parts, parts[1:]))
+            best = min(pairs, key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            at = pairs.index(best)
+            parts[at:at + 2] = ["".join(best)]
+        return [self._ids[part] for part in parts]
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> SimpleNamespace:
+        """.ids of a text."""
+        return SimpleNamespace(ids=[token for piece in PIECES.findall(text) for token in self._piece(piece)])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids."""
+        return "".join(self._tokens[token] for token in ids).translate({ord("Ġ"): " ", ord("Ċ"): "\n"})
+
+
+def draw(shape: str, colour: str, seed: int) -> Image.Image:
+    """A shape somewhere on a dark ground."""
+    place, size = random.Random(seed), 56
+    image = Image.new("RGB", (size, size), (20, 20, 20))
+    pen, left, top, side = ImageDraw.Draw(image), place.randint(2, 20), place.randint(2, 20), place.randint(20, 32)
+    box = (left, top, left + side, top + side)
+    if shape == "circle":
+        pen.ellipse(box, colour)
+    elif shape == "square":
+        pen.rectangle(box, colour)
+    else:
+        pen.polygon([(left, top + side), (left + side, top + side), (left + side // 2, top)], colour)
+    return image
+
+
+def write_data(folder: Path) -> None:
+    """A data folder: images in a tar, two captions each."""
+    lines = []
+    with tarfile.open(folder / "images.tar", "w") as tar:
+        for i, (shape, colour) in enumerate((s, c) for _ in range(6) for s in SHAPES for c in COLOURS):
+            file, member = io.BytesIO(), tarfile.TarInfo(f"{i}.png")
+            draw(shape, colour, i).save(file, "PNG")
+            member.size = file.tell()
+            file.seek(0)
+            tar.addfile(member, file)
+            split = "dev" if i % 9 == 0 else "train"
+            lines += [f"{split}\t{i}.png\tA {colour} {shape} .\n", f"{split}\t{i}.png\ta {shape} in {colour}\n"]
+    (folder / "captions.tsv").write_text("".join(lines), "utf-8")
+
+
+def cache_features(folder: Path, vision: Path) -> None:
+    """What train.features does, in f32."""
+    (folder / "cache").mkdir()
+    vit, files = features.FastVision(GgufReader(vision), torch.float32), dict(data.read_files(folder))
+    for split, view in (("train", "plain"), ("train", "flip"), ("dev", "plain")):
+        names = [example.file for example in data.read_captions(folder, split)]
+        features.write_view(vit, files, names, view, folder / "cache" / f"{split}.{view}.npy")
+
+
+def options_of(parser: argparse.ArgumentParser, paths: dict[str, Path], *extra: str) -> argparse.Namespace:
+    """Parsed options of a phase, with the smoke run's settings."""
+    common = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+    paths["out"].mkdir(exist_ok=True)
+    return parser.parse_args([*common, "--f32", "--counts", *map(str, COUNTS), *extra])
+
+
+def losses_of(folder: Path, key: str) -> list[float]:
+    """A phase's log."""
+    return [json.loads(line)[key] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def check(holds: bool, what: str) -> None:
+    """Says it, or ends the run."""
+    print(f"smoke: {'ok' if holds else 'FAILED'}: {what}", flush=True)
+    if not holds:
+        raise SystemExit(1)
+
+
+def reference_caption(folder: Path, adapter: Path, image: np.ndarray, count: int) -> str:
+    """The readable reference, from pixels to text."""
+    file, adapter_file = GgufReader(folder / "llm.gguf"), GgufReader(adapter)
+    vision = VisionModel(GgufReader(folder / "vision.gguf"))
+    patches = vision.trace(vision.preprocess(image)[None]).output[0]
+    text = sequences.Words(file, adapter_file.metadata["tokenflex.prompt"])
+    tokens = ReferenceProjector(adapter_file)(patches, count)
+    ids = greedy(LanguageModel(file, adapter_file), text.prompt, tokens, {text.end}, NEW_TOKENS_MAX).tokens
+    return text.decode(ids)
+
+
+def check_gradients() -> None:
+    """MergedLinear's own backward pass against plain autograd through W + s B A, two linears in a group."""
+    random = torch.Generator().manual_seed(0)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.double, generator=random).requires_grad_()
+
+    x, base, scale, target = tensor(2, 5, 6), tensor(7, 6).detach(), 0.5, tensor(2, 5, 7).detach()
+    factors = [tensor(2, 6), tensor(2, 6), tensor(3, 2), tensor(4, 2)]
+    whole = base + scale * torch.cat([factors[2] @ factors[0], factors[3] @ factors[1]])
+    truth = torch.autograd.grad((torch.nn.functional.linear(x, whole) * target).sum(), [x, *factors])
+    merged = model.MergedLinear.apply(x, whole.detach(), scale, *factors)
+    mine = torch.autograd.grad((merged * target).sum(), [x, *factors])
+    worst = max(float((a - b).abs().max()) for a, b in zip(truth, mine))
+    check(worst < 1e-12, f"merged LoRA's gradients, off by {worst:.0e} at most")
+
+
+def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
+    """The adapter in training's code, in the reference, and in the C programs says the same of every dev image."""
+    adapter_path = folder / "final/adapter.gguf"
+    adapter, metadata = export.read(adapter_path)
+    file, examples = GgufReader(tiny / "llm.gguf"), data.read_captions(folder, "dev")
+    llm = model.Language(file, metadata["adapter.lora.alpha"] / adapter["blk.0.attn_q.weight.lora_a"].shape[0], torch.float32)
+    llm.merge(adapter)
+    text, projector = sequences.Words(file, metadata["tokenflex.prompt"]), model.Projector(metadata)
+    images = {name: data.decode(content, 56) for name, content in data.read_files(folder)}
+    (folder / "model").mkdir()
+    for name in ("vision.gguf", "llm.gguf"):
+        shutil.copyfile(tiny / name, folder / "model" / name)
+    shutil.copyfile(adapter_path, folder / "model/adapter.gguf")
+    for count in COUNTS:
+        x = features.Cache(folder / "cache", "dev").take(list(range(len(examples))))
+        prefix = llm.prefix(text.prompt, projector(adapter, x, count, torch.float32))
+        mine = [text.decode(ids) for ids in model.generate(llm, prefix, text.end, NEW_TOKENS_MAX).tolist()]
+        theirs = [reference_caption(tiny, adapter_path, images[example.file], count) for example in examples]
+        check(mine == theirs, f"{len(mine)} captions at {count} tokens as the reference says them, e.g. {mine[0]!r}")
+    if program:
+        for example in examples[:2]:
+            Image.fromarray(images[example.file]).resize((224, 224), Image.Resampling.NEAREST).save(
+                folder / "photo.jpg", quality=95)
+            image = np.asarray(Image.open(folder / "photo.jpg").convert("RGB"))
+            said = subprocess.run([program, "caption", "--model", folder / "model", folder / "photo.jpg"],
+                                  stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
+            caption, expected = json.loads(said)["caption"], reference_caption(tiny, adapter_path, image, COUNTS[-1])
+            check(caption == expected, f"the C program says {caption!r}, the reference {expected!r}")
+
+
+def run(folder: Path, tiny: Path, program: Path | None) -> None:
+    """All phases."""
+    check_gradients()
+    sequences.load_tokenizer = lambda file: AsciiTokenizer(file.metadata)
+    write_data(folder)
+    cache_features(folder, tiny / "vision.gguf")
+    paths = {"data": folder, "model": tiny, "cache": folder / "cache", "out": folder / "words"}
+    losses = words.train(options_of(words.options_parser(), paths, "--steps", "60", "--batch", "8", "--hidden", "96",
+                                    "--rank", "4", "--alpha", "8"))
+    check(np.mean(losses[-10:]) < np.mean(losses[:5]), f"words: loss {np.mean(losses[:5]):.3f} -> {np.mean(losses[-10:]):.3f}")
+    paths |= {"start": folder / "words/adapter.gguf", "out": folder / "captions"}
+    budget = ("--batch", "8", "--warmup", "5")
+    options = options_of(captions.options_parser(), paths, "--steps", "120", "--rate", "1e-2", "--projector-rate", "4e-3",
+                         "--average", "0.8", *budget)
+    team.run(1, 0, captions.train, options)
+    log = losses_of(paths["out"], "loss")
+    check(log[-1] < 0.5 * log[0], f"captions: loss {log[0]:.3f} -> {log[-1]:.3f}")
+    paths |= {"start": folder / "captions/adapter.gguf", "out": folder / "final"}
+    parser = captions.options_parser()
+    parser.add_argument("--samples", type=int, default=4)
+    team.run(1, 0, rewards.train, options_of(parser, paths, "--steps", "15", "--rate", "1e-3", *budget))
+    log = losses_of(paths["out"], "reward")
+    check(len(log) == 4 and log[-1] > 0, f"rewards: {log[0]:.3f} -> {log[-1]:.3f}")
+    check_export(folder, tiny, program)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="A minute's training of a tiny model, with checks.")
+    parser.add_argument("--model", type=Path, required=True, help="folder with tiny vision.gguf and llm.gguf")
+    parser.add_argument("--program", type=Path, help="a built tokenflex, to caption with the result")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="tokenflex-smoke-") as folder:
+        run(Path(folder), options.model, options.program)
+
+
+if __name__ == "__main__":
+    main()
