@@ -92,7 +92,7 @@ _Static_assert(sizeof(tf_role) == sizeof(uint32_t) && sizeof(tf_finish_reason) =
 #define FIELD(number, kind, type, member, maximum)                                                                     \
   { number, KIND_##kind, offsetof(type, member), maximum, NULL }
 #define NESTED(number, kind, type, member, layout)                                                                     \
-  { number, KIND_##kind, offsetof(type, member), 0, &layout }
+  { number, KIND_##kind, offsetof(type, member), 0, &(layout) }
 #define LAYOUT(name, generated, where)                                                                                 \
   static const layout name##_layout = {&tokenflex__##generated##__descriptor, offsetof(outgoing, where),               \
                                        name##_fields, sizeof name##_fields / sizeof name##_fields[0]}
@@ -370,7 +370,7 @@ static void export_field(const field *one, const ProtobufCFieldDescriptor *as, c
   case KIND_STRING:
   case KIND_NAME:
     /* Borrowed: packing only reads it. */
-    if (*(const char *const *)from) *(char **)to = (char *)(uintptr_t) * (const char *const *)from;
+    if (*(const char *const *)from) memcpy(to, from, sizeof(char *));
     break;
   case KIND_TEXT:
     if (*(const char *const *)from) *(char **)to = repair(*(const char *const *)from, out->text, TEXT_BYTES_MAX);
