@@ -412,35 +412,55 @@ Test(workers, http_never_keeps_files_waiting, .timeout = 120) {
   close(silent);
 }
 
+/* Cancels a job that the LLM has; true where no answer about it came. Never may a failure come, or anything later than
+ * the answer to a job behind it. */
+static bool running_job_is_silent(pair *self, int round) {
+  char running[32], wanted[32];
+  snprintf(running, sizeof running, "running-%d", round);
+  snprintf(wanted, sizeof wanted, "wanted-%d", round);
+  tf_message job = job_of(self, running, 16), got;
+  job.u.job.sampling.max_new_tokens = 400;
+  tf_message cancel = {.type = TF_MESSAGE_CANCEL, .u.cancel = {.key = job.u.job.key, .reason = "cancelled"}};
+  send_job(self, &job, NULL, 0);
+  bool silent = true, over = false;
+  while (!over) { /* its stage, unless it ends first */
+    cr_assert(fake_receive(&self->router, ANSWER_MS, &got));
+    cr_expect(got.type != TF_MESSAGE_RESULT || strcmp(got.u.result.key.id, running) == 0);
+    if (got.type == TF_MESSAGE_RESULT) silent = false;
+    over = !silent || (got.type == TF_MESSAGE_STAGE && strcmp(got.u.stage.key.id, running) == 0);
+    tf_message_clear(&got);
+  }
+  fake_send(&self->router, &self->llm_peer, &cancel, NULL);
+  job = job_of(self, wanted, 4);
+  send_job(self, &job, NULL, 0);
+  for (over = false; !over;) {
+    cr_assert(fake_receive(&self->router, ANSWER_MS, &got));
+    cr_expect_neq(got.type, TF_MESSAGE_FAILURE);
+    cr_expect(got.type != TF_MESSAGE_RESULT || strcmp(got.u.result.key.id, "unwanted") != 0);
+    if (got.type == TF_MESSAGE_RESULT && strcmp(got.u.result.key.id, running) == 0) silent = false;
+    over = got.type == TF_MESSAGE_RESULT && strcmp(got.u.result.key.id, wanted) == 0;
+    tf_message_clear(&got);
+  }
+  while (fake_receive(&self->router, 200, &got)) {
+    cr_expect(got.type != TF_MESSAGE_RESULT && got.type != TF_MESSAGE_FAILURE, "type %d", (int)got.type);
+    tf_message_clear(&got);
+  }
+  return silent;
+}
+
 Test(workers, cancelled_jobs_are_silent, .timeout = 120) {
   pair self;
   pair_start(&self, TF_TENSOR_F32);
-  tf_message job = job_of(&self, "unwanted", 16), got;
+  tf_message job = job_of(&self, "unwanted", 16);
   job.u.job.sampling.max_new_tokens = 400;
   tf_message cancel = {.type = TF_MESSAGE_CANCEL, .u.cancel = {.key = job.u.job.key, .reason = "cancelled"}};
   send_job(&self, &job, NULL, 0);
   fake_send(&self.router, &self.encoder_peer, &cancel, NULL);
   fake_send(&self.router, &self.llm_peer, &cancel, NULL); /* maybe before its tensor comes */
-  job = job_of(&self, "running", 16);
-  job.u.job.sampling.max_new_tokens = 400;
-  cancel.u.cancel.key = job.u.job.key;
-  send_job(&self, &job, NULL, 0);
-  do {
-    cr_assert(fake_wait(&self.router, TF_MESSAGE_STAGE, ANSWER_MS, &got));
-    bool right = strcmp(got.u.stage.key.id, "running") == 0;
-    tf_message_clear(&got);
-    if (right) break;
-  } while (true);
-  fake_send(&self.router, &self.llm_peer, &cancel, NULL);
-  job = job_of(&self, "wanted", 4);
-  send_job(&self, &job, NULL, 0);
-  cr_assert(fake_wait(&self.router, TF_MESSAGE_RESULT, ANSWER_MS, &got));
-  cr_expect_str_eq(got.u.result.key.id, "wanted");
-  tf_message_clear(&got);
-  while (fake_receive(&self.router, 500, &got)) {
-    cr_expect(got.type != TF_MESSAGE_RESULT && got.type != TF_MESSAGE_FAILURE, "type %d", (int)got.type);
-    tf_message_clear(&got);
-  }
+  /* The tiny model may have finished a caption before its cancellation comes: then there was nothing to cancel. */
+  bool silent = false;
+  for (int round = 0; round < 20 && !silent; round++) silent = running_job_is_silent(&self, round);
+  cr_expect(silent, "not one job was stopped in 20 rounds");
   pair_stop(&self);
 }
 
