@@ -27,6 +27,8 @@ typedef struct assignment {
 struct tf_dispatch {
   tf_dispatch_parts parts;
   tf_policy_state policy;
+  tf_policy_mix mix;
+  tf_policy_load load; /* the last reading */
   size_t turn;
   size_t suspects_waiting; /* pending after the last round of placement */
   size_t stage_count;      /* stage changes that wait for the flush */
@@ -242,22 +244,43 @@ uint32_t tf_dispatch_room(tf_dispatch *self) {
   return room > pending ? room - (uint32_t)pending : 0;
 }
 
-void tf_dispatch_observe(tf_dispatch *self, tf_policy_load *load) {
+/* Workers of a tier, and what one of them holds on average. */
+static void fill_tier(tf_dispatch *self, tf_role role, tf_policy_tier *tier) {
   const tf_slot *slots;
   const uint64_t *ignored;
-  size_t count = tf_workers_slots(self->parts.workers, TF_ROLE_ENCODER, &slots, &ignored);
-  load->encode_capacity = load->decode_capacity = 0;
-  for (size_t i = 0; i < count; i++) load->encode_capacity += slots[i].usable ? slots[i].jobs_max : 0;
-  count = tf_workers_slots(self->parts.workers, TF_ROLE_LLM, &slots, &ignored);
-  for (size_t i = 0; i < count; i++) load->decode_capacity += slots[i].usable ? slots[i].jobs_max : 0;
+  size_t count = tf_workers_slots(self->parts.workers, role, &slots, &ignored);
+  double jobs = 0;
+  for (size_t i = 0; i < count; i++) {
+    if (!slots[i].usable) continue;
+    tier->workers++;
+    jobs += slots[i].jobs_max;
+  }
+  /* Half of a window waits, so that the worker never does. */
+  tier->slots = tier->workers ? jobs / tier->workers / 2 : 0;
+}
+
+static tf_policy_config policy_config(const tf_dispatch *self) {
+  return (tf_policy_config){.target_wait_ms = self->parts.config->target_wait_ms};
+}
+
+void tf_dispatch_observe(tf_dispatch *self, tf_policy_load *load) {
+  fill_tier(self, TF_ROLE_ENCODER, &load->encode);
+  fill_tier(self, TF_ROLE_LLM, &load->decode);
   const tf_worker *main_pair = tf_workers_main_pair(self->parts.workers);
-  load->counts_offered = main_pair ? main_pair->token_count_count : 0;
-  tf_policy_config config = {.target_wait_ms = self->parts.config->target_wait_ms};
+  for (uint32_t i = 0; main_pair && i < main_pair->token_count_count && i < TF_POLICY_COUNTS_MAX; i++)
+    load->counts[load->count_count++] = main_pair->token_counts[i];
+  tf_policy_config config = policy_config(self);
   tf_policy_observe(&self->policy, &config, load);
+  self->load = *load;
+}
+
+static int64_t deadline_left_ms(const tf_dispatch *self, const tf_router_job *job) {
+  if (!job->deadline_ms) return INT64_MAX;
+  return job->entry_ms + job->deadline_ms - tf_redis_clock_us(self->parts.clock) / 1000;
 }
 
 static bool past_deadline(const tf_dispatch *self, const tf_router_job *job) {
-  return job->deadline_ms && tf_redis_clock_us(self->parts.clock) / 1000 >= job->entry_ms + job->deadline_ms;
+  return deadline_left_ms(self, job) <= 0;
 }
 
 /* Chooses the pair. False: no room now. */
@@ -282,16 +305,24 @@ static bool choose_workers(tf_dispatch *self, tf_router_job *job, uint64_t pairs
   return now;
 }
 
-/* Chooses N for the pair of `llm`, and takes both workers' slots. False: the pair has no N for this job. */
-static bool take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encoder, uint64_t llm) {
+typedef enum placed { PLACED, NO_ROOM, ENDED } placed;
+
+/* Chooses N for the pair of `llm`, and takes both workers' slots. NO_ROOM: the pair has no N for this job. */
+static placed take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encoder, uint64_t llm) {
   const tf_worker *worker = tf_workers_find(self->parts.workers, llm);
   tf_policy_job terms = {.minimum = job->vision_tokens_min,
                          .maximum = job->vision_tokens_max,
                          .previous = job->vision_tokens,
-                         .previous_reason = job->reason};
+                         .previous_reason = job->reason,
+                         .deadline_left_ms = deadline_left_ms(self, job)};
   terms.count_count = tf_workers_pair_counts(self->parts.workers, worker->pair, &terms.counts);
-  tf_policy_choice choice = tf_policy_choose(&self->policy, &terms);
-  if (choice.vision_tokens == 0) return false;
+  tf_policy_config config = policy_config(self);
+  tf_policy_choice choice = tf_policy_choose(&self->policy, &config, &self->load, &self->mix, &terms);
+  if (choice.too_late) {
+    fail(self, job, TF_FAIL_REFUSE, TF_ERR_DEADLINE, "the deadline can't be made, even with the fewest vision tokens");
+    return ENDED;
+  }
+  if (choice.vision_tokens == 0) return NO_ROOM;
   job->vision_tokens = choice.vision_tokens;
   job->reason = choice.reason;
   job->encoder = encoder;
@@ -300,10 +331,8 @@ static bool take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encoder
                    job->sampling.max_new_tokens;
   tf_workers_reserve(self->parts.workers, encoder, 0);
   tf_workers_reserve(self->parts.workers, llm, job->kv_tokens);
-  return true;
+  return PLACED;
 }
-
-typedef enum placed { PLACED, NO_ROOM, ENDED } placed;
 
 static placed place_one(tf_dispatch *self, tf_router_job *job) {
   if (past_deadline(self, job)) {
@@ -327,7 +356,7 @@ static placed place_one(tf_dispatch *self, tf_router_job *job) {
   }
   uint64_t encoder, llm;
   if (!choose_workers(self, job, pairs, &encoder, &llm)) return NO_ROOM;
-  return take_workers(self, job, encoder, llm) ? PLACED : NO_ROOM;
+  return take_workers(self, job, encoder, llm);
 }
 
 void tf_dispatch_place(tf_dispatch *self) {

@@ -4,8 +4,8 @@
 #ifndef TF_ROUTER_JOBS_H
 #define TF_ROUTER_JOBS_H
 
+#include "policy/policy.h"
 #include "router/job_fields.h"
-#include "router/policy.h"
 
 enum { TF_JOBS_MAX = 65536, TF_REQUESTED_BYTES_MAX = 16 };
 
