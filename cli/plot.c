@@ -56,16 +56,17 @@ static void range_of(const tf_plot *plot, const tf_plot_panel *panel, double *le
 
 static value_axis axis_of(const tf_plot *plot, const tf_plot_panel *panel) {
   value_axis out = {.least = panel->least, .most = panel->most, .logarithmic = panel->logarithmic};
-  if (!(panel->most > panel->least)) {
+  if (panel->most <= 0) {
     double least, most;
     range_of(plot, panel, &least, &most);
     if (!(most > 0)) most = 1;
     if (panel->logarithmic) {
       out.most = pow(10, ceil(log10(most) - 1e-9));
       out.least = fmax(pow(10, floor(log10(fmax(least, 1e-300)))), out.most / 1e5);
+      if (panel->least > 0) out.least = panel->least;
       if (out.least >= out.most) out.least = out.most / 10;
     } else {
-      out.least = 0;
+      out.least = panel->least;
       out.most = ceil(most / round_tick(most) - 1e-9) * round_tick(most);
     }
   }
@@ -90,8 +91,11 @@ static void put_tick_y(tf_buffer *out, const value_axis *axis, double top, doubl
                    LEFT, at, WIDTH - RIGHT, LEFT - 7, at + 4, y);
 }
 
-static void put_ticks(const tf_plot *plot, const value_axis *axis, double top, tf_buffer *out) {
-  if (axis->logarithmic)
+static void put_ticks(const tf_plot *plot, const tf_plot_panel *panel, const value_axis *axis, double top,
+                      tf_buffer *out) {
+  if (panel->ticks)
+    for (size_t i = 0; i < panel->tick_count; i++) put_tick_y(out, axis, top, panel->ticks[i]);
+  else if (axis->logarithmic)
     for (double y = axis->least; y <= axis->most * 1.01; y *= 10) put_tick_y(out, axis, top, y);
   else
     for (int i = 0; axis->least + i * axis->tick <= axis->most * (1 + 1e-9); i++)
@@ -155,7 +159,7 @@ static void put_panel(const tf_plot *plot, const tf_plot_panel *panel, double to
   tf_buffer_printf(out, "<text class=\"p\" x=\"%d\" y=\"%.1f\">", LEFT, top - 8);
   put_text(out, panel->title);
   tf_buffer_printf(out, "</text>\n");
-  put_ticks(plot, &axis, top, out);
+  put_ticks(plot, panel, &axis, top, out);
   for (size_t i = 0; i < panel->line_count; i++) put_line(plot, &axis, top, &panel->lines[i], out);
   if (!isfinite(panel->mark)) return;
   double y = y_at(&axis, top, panel->mark);

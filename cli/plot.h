@@ -19,10 +19,12 @@ typedef struct tf_plot_line {
 } tf_plot_line;
 
 typedef struct tf_plot_panel {
-  const char *title;  /* what and its unit, e.g. "waiting jobs", "p95 wait, s" */
-  bool logarithmic;   /* values below the axis are drawn on it */
-  double least, most; /* of the axis; equal: as the lines need it, from 0 (or a power of ten) */
-  double mark;        /* a horizontal line; NaN: none */
+  const char *title;   /* what and its unit, e.g. "waiting jobs", "p95 wait, s" */
+  bool logarithmic;    /* values below the axis are drawn on it */
+  double least, most;  /* of the axis; most 0: as the lines need it, from `least` or (logarithmic) a power of ten */
+  const double *ticks; /* of the axis instead of round ones; NULL: round ones; borrowed */
+  size_t tick_count;
+  double mark; /* a horizontal line; NaN: none */
   const char *mark_label;
   size_t line_count;
   tf_plot_line lines[TF_PLOT_LINES_MAX];

@@ -75,6 +75,7 @@ tf_code tf_simulate_json(const tf_simulation *config, const tf_simulate_row *row
 typedef struct curves {
   size_t count, used;
   double *numbers; /* rows of `count` */
+  double ticks[TF_POLICY_COUNTS_MAX + 1];
 } curves;
 
 enum { SERIES_MAX = 8 * TF_SIMULATE_RULES_MAX + 8 };
@@ -87,11 +88,22 @@ static double *series(curves *self, const tf_sim_result *result, reading read) {
   return out;
 }
 
+static const char *plural(uint32_t count) {
+  return count == 1 ? "" : "s";
+}
+
 static double offered(const tf_sim_result *result, size_t at) {
   return (double)result->moments[at].arrived / result->step_s;
 }
+/* Where a step holds few jobs, over its neighbours too: the rate is meant, not the scatter. */
 static double captioned(const tf_sim_result *result, size_t at) {
-  return (double)result->moments[at].finished / result->step_s;
+  enum { NEIGHBOURS = 4, ENOUGH = 60 };
+  double jobs = 0, steps = 0;
+  for (size_t away = 0; away <= NEIGHBOURS && jobs < ENOUGH; away++) {
+    if (at + away < result->moment_count) jobs += (double)result->moments[at + away].finished, steps++;
+    if (away > 0 && away <= at) jobs += (double)result->moments[at - away].finished, steps++;
+  }
+  return jobs / (steps * result->step_s);
 }
 static double depth(const tf_sim_result *result, size_t at) {
   return result->moments[at].seen ? result->moments[at].unfinished : NAN;
@@ -121,7 +133,7 @@ static void add_line(tf_plot_panel *panel, const char *label, size_t colour, con
   panel->lines[panel->line_count++] = (tf_plot_line){.label = label, .colour = colour % TF_PLOT_COLOURS, .y = y};
 }
 
-/* The rows' lines of one reading; returns whether the largest is far above what is usual here. */
+/* The rows' lines of one reading, in each row's colour. */
 static void add_rows(tf_plot_panel *panel, curves *canvas, const tf_simulate_row *rows, size_t count, reading read) {
   for (size_t i = 0; i < count; i++) add_line(panel, rows[i].name, i, series(canvas, rows[i].result, read));
 }
@@ -149,6 +161,30 @@ static double largest(const tf_simulate_row *rows, size_t count) {
   return most;
 }
 
+/* Load, depth, tokens, wait, workers. */
+static void add_panels(const tf_simulation *config, tf_plot *plot, curves *canvas, const tf_simulate_row *rows,
+                       size_t count) {
+  double target_s = (double)config->policy.target_wait_ms / 1000;
+  bool wide = largest(rows, count) > 10 * target_s;
+  tf_plot_panel *panel = add_panel(plot, "load: jobs/s offered (area) and captioned", false);
+  add_line(panel, "offered", 4, series(canvas, rows[0].result, offered));
+  panel->lines[0].filled = true;
+  add_rows(panel, canvas, rows, count, captioned);
+  add_rows(add_panel(plot, "depth: unfinished jobs", wide), canvas, rows, count, depth);
+  panel = add_panel(plot, "tokens: mean of the jobs assigned", false);
+  for (size_t i = 0; i < config->count_count; i++) canvas->ticks[i + 1] = config->counts[i];
+  panel->ticks = canvas->ticks;
+  panel->tick_count = config->count_count + 1;
+  panel->most = canvas->ticks[config->count_count];
+  add_rows(panel, canvas, rows, count, tokens);
+  panel = add_panel(plot, "wait: 95th percentile of the jobs that end, s", wide);
+  panel->least = wide ? target_s / 200 : 0;
+  panel->mark = target_s;
+  panel->mark_label = "target";
+  add_rows(panel, canvas, rows, count, wait_p95);
+  add_workers(config, plot, canvas, rows, count);
+}
+
 bool tf_simulate_plot(const tf_simulation *config, const char *title, const tf_simulate_row *rows, size_t count,
                       tf_buffer *out) {
   size_t moments = 0;
@@ -158,33 +194,21 @@ bool tf_simulate_plot(const tf_simulation *config, const char *title, const tf_s
   double step_s = rows[0].result->step_s;
   size_t cut = (size_t)(2 * config->arrivals.duration_s / step_s);
   if (moments > cut) moments = cut;
-  curves canvas = {.count = moments, .numbers = calloc(moments * SERIES_MAX + 1, sizeof(double))};
+  if (moments < 2) return false;
+  curves canvas = {.count = moments, .numbers = calloc(moments * SERIES_MAX, sizeof(double))};
   tf_plot *plot = calloc(1, sizeof *plot);
-  bool well = canvas.numbers && plot && moments >= 2;
+  bool well = canvas.numbers && plot;
   if (well) {
     double *x = canvas.numbers + canvas.used++ * moments;
     bool hours = config->arrivals.duration_s > 7200;
     for (size_t i = 0; i < moments; i++) x[i] = ((double)i + 0.5) * step_s / (hours ? 3600 : 1);
     char subtitle[200];
-    snprintf(subtitle, sizeof subtitle, "%u encoders, %u LLMs, target wait %.3g s, seed %llu", config->encode.workers,
-             config->decode.workers, (double)config->policy.target_wait_ms / 1000, (unsigned long long)config->seed);
+    snprintf(subtitle, sizeof subtitle, "%u encoder%s, %u LLM%s, target wait %.3g s, seed %llu", config->encode.workers,
+             plural(config->encode.workers), config->decode.workers, plural(config->decode.workers),
+             (double)config->policy.target_wait_ms / 1000, (unsigned long long)config->seed);
     *plot = (tf_plot){
         .title = title, .subtitle = subtitle, .x_label = hours ? "hours" : "seconds", .x = x, .count = moments};
-    double target_s = (double)config->policy.target_wait_ms / 1000;
-    bool wide = largest(rows, count) > 10 * target_s;
-    tf_plot_panel *panel = add_panel(plot, "load: jobs/s offered (area) and captioned", false);
-    add_line(panel, "offered", 4, series(&canvas, rows[0].result, offered));
-    panel->lines[0].filled = true;
-    add_rows(panel, &canvas, rows, count, captioned);
-    add_rows(add_panel(plot, "depth: unfinished jobs", wide), &canvas, rows, count, depth);
-    panel = add_panel(plot, "tokens: mean of the jobs assigned", false);
-    panel->most = config->counts[config->count_count - 1];
-    add_rows(panel, &canvas, rows, count, tokens);
-    panel = add_panel(plot, "wait: 95th percentile of the jobs that end, s", wide);
-    panel->mark = target_s;
-    panel->mark_label = "target";
-    add_rows(panel, &canvas, rows, count, wait_p95);
-    add_workers(config, plot, &canvas, rows, count);
+    add_panels(config, plot, &canvas, rows, count);
     tf_plot_svg(plot, out);
   }
   free(plot);

@@ -10,7 +10,7 @@
 #include "policy/capacity.h"
 
 #define UTILISATION_DEFAULT 0.9
-#define WAIT_SHARE          0.75 /* the predicted wait is held under this share of the target: jobs under way keep their N */
+#define WAIT_SHARE          0.5 /* the predicted wait is held under this share of the target: load is random, N is kept */
 #define ENCODER_FLAT        0.05   /* an encoder that gains less than this from fewer tokens gains nothing */
 #define IDLE_MS             1000.0 /* nothing unfinished for so long: full detail, whatever came before */
 #define GAP_MS_MAX          1000.0 /* the budget moves no further after a pause than it does in this time */

@@ -12,7 +12,7 @@
 #define EVIDENCE_MS       300.0   /* it takes at least so long to gather: one burst is not a new rate */
 #define WINDOW_MS_START   10000.0 /* the start: nothing came for so long */
 #define WINDOW_MS_SHORT   30000.0
-#define WINDOW_MS_LONG    120000.0
+#define WINDOW_MS_LONG    60000.0
 #define WINDOW_JOBS       3000.0 /* the window is as long as these take, between those two */
 #define SETTLE_JOBS       20.0 /* a new rate weighs like so many jobs, or like WINDOW_MS_START where they take longer */
 #define RATE_PER_S_TESTED 0.5  /* changes are looked for from this rate on */

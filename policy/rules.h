@@ -19,9 +19,9 @@ typedef struct tf_rule {
 
 /* "adaptive", "fixed:144", "thresholds", "aimd"; false: something else. */
 bool tf_rule_parse(const char *text, tf_rule *out);
-/* A new reading. policy: the shared state, already brought up to date by tf_policy_observe. oldest_wait_ms: of the job
- * that has waited longest. Returns mean tokens. load->count_count >= 1. */
+/* A new reading. policy: the shared state, already brought up to date by tf_policy_observe. Returns mean tokens.
+ * load->count_count >= 1. */
 double tf_rule_observe(tf_rule *self, const tf_policy_state *policy, const tf_policy_config *config,
-                       const tf_policy_load *load, double oldest_wait_ms);
+                       const tf_policy_load *load);
 
 #endif

@@ -3,7 +3,6 @@
  * Jobs that come back go first: they have waited longest. */
 #include "policy/sim_queue.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,11 +50,6 @@ bool tf_sim_queue_is_empty(const tf_sim_queue *self) {
 
 size_t tf_sim_queue_waiting(const tf_sim_queue *self) {
   return self->count + self->back_count;
-}
-
-double tf_sim_queue_oldest_s(const tf_sim_queue *self) {
-  if (self->back_count > 0) return self->jobs[self->back_first].arrived_s;
-  return self->count > 0 ? self->ring[self->first] : INFINITY;
 }
 
 static uint32_t new_job(tf_sim_queue *self) {

@@ -23,7 +23,6 @@ void tf_sim_queue_close(tf_sim_queue *self);
 bool tf_sim_queue_add(tf_sim_queue *self, double arrived_s); /* false: full, or out of memory */
 bool tf_sim_queue_is_empty(const tf_sim_queue *self);
 size_t tf_sim_queue_waiting(const tf_sim_queue *self);
-double tf_sim_queue_oldest_s(const tf_sim_queue *self); /* arrival of the next one; INFINITY: none */
 /* The next job's record: a new one has tokens and factor 0. TF_SIM_NONE: out of memory. */
 uint32_t tf_sim_queue_take(tf_sim_queue *self);
 void tf_sim_queue_return(tf_sim_queue *self, uint32_t job);

@@ -235,10 +235,8 @@ static void observe(sim *self) {
   fill_tier(&self->encode, &config->encode, config->believed_factor, load->count_count, &load->encode);
   fill_tier(&self->decode, &config->decode, config->believed_factor, load->count_count, &load->decode);
   tf_policy_observe(&self->state, &config->policy, load);
-  double oldest_s = tf_sim_queue_oldest_s(&self->queue);
-  double oldest_ms = isfinite(oldest_s) ? (self->now_s - oldest_s) * 1000 : 0;
   self->asked = self->state;
-  self->asked.budget = tf_rule_observe(&self->rule, &self->state, &config->policy, load, oldest_ms);
+  self->asked.budget = tf_rule_observe(&self->rule, &self->state, &config->policy, load);
   tf_sim_moment *moment = moment_at(self);
   moment->seen = true;
   moment->budget = self->asked.budget;
