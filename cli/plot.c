@@ -96,15 +96,19 @@ static void put_ticks(const tf_plot *plot, const tf_plot_panel *panel, const val
   if (panel->ticks)
     for (size_t i = 0; i < panel->tick_count; i++) put_tick_y(out, axis, top, panel->ticks[i]);
   else if (axis->logarithmic)
-    for (double y = axis->least; y <= axis->most * 1.01; y *= 10) put_tick_y(out, axis, top, y);
+    for (int i = 0; axis->least * pow(10, i) <= axis->most * 1.01; i++)
+      put_tick_y(out, axis, top, axis->least * pow(10, i));
   else
     for (int i = 0; axis->least + i * axis->tick <= axis->most * (1 + 1e-9); i++)
       put_tick_y(out, axis, top, axis->least + i * axis->tick);
   double tick = round_tick((plot->x[plot->count - 1] - plot->x[0]) / 1.6);
-  for (double x = ceil(plot->x[0] / tick) * tick; x <= plot->x[plot->count - 1] + 1e-9; x += tick)
+  double first = ceil(plot->x[0] / tick) * tick;
+  for (int i = 0; first + i * tick <= plot->x[plot->count - 1] + 1e-9; i++) {
+    double at = x_at(plot, first + i * tick);
     tf_buffer_printf(out,
-                     "<path class=\"g\" d=\"M%.1f %.1fv%d\"/><text class=\"x\" x=\"%.1f\" y=\"%.1f\">%.6g</text>\n",
-                     x_at(plot, x), top, PANEL, x_at(plot, x), top + PANEL + 14, x);
+                     "<path class=\"g\" d=\"M%.1f %.1fv%d\"/><text class=\"x\" x=\"%.1f\" y=\"%.1f\">%.6g</text>\n", at,
+                     top, PANEL, at, top + PANEL + 14, first + i * tick);
+  }
 }
 
 /* --- Lines --- */

@@ -100,8 +100,9 @@ static tf_code print(const tf_simulate_options *options, const tf_simulation *co
 /* The rules one after the other, each against the same arrivals; then what was recorded. */
 static tf_code run_all(const tf_simulate_options *options, tf_simulation *config, const tf_recorded *recorded,
                        tf_simulate_row *rows, size_t *count, tf_error *error) {
-  if (options->rules.count + (recorded->finished > 0) > TF_SIMULATE_RULES_MAX)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--policy: too many rules for one comparison");
+  if (options->rules.count < 1 || options->rules.count + (recorded->finished > 0) > TF_SIMULATE_RULES_MAX)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--policy: 1 to %d rules can be compared",
+                   TF_SIMULATE_RULES_MAX - 1);
   for (size_t i = 0; i < options->rules.count; i++) {
     if (!tf_rule_parse(options->rules.items[i], &config->rule))
       return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--policy %.40s: wanted adaptive, fixed:N, thresholds or aimd",
@@ -111,7 +112,7 @@ static tf_code run_all(const tf_simulate_options *options, tf_simulation *config
     if (code != TF_OK) return code;
     ++*count;
   }
-  if (recorded->finished == 0) return TF_OK;
+  if (recorded->finished == 0 || !rows[0].result) return TF_OK;
   rows[*count].name = "measured";
   rows[*count].result = tf_recorded_result(recorded, rows[0].result->step_s, config->counts, config->count_count);
   if (!rows[*count].result) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the recorded run");
@@ -120,8 +121,8 @@ static tf_code run_all(const tf_simulate_options *options, tf_simulation *config
 }
 
 int tf_simulate_main(int argc, char **argv) {
-  tf_simulate_options options;
-  tf_options_outcome outcome;
+  tf_simulate_options options = {0};
+  tf_options_outcome outcome = TF_OPTIONS_RUN;
   tf_error error;
   size_t extra = 0;
   const char **positionals = calloc((size_t)argc + 1, sizeof *positionals);

@@ -48,8 +48,9 @@ static int by_arrival(const void *a, const void *b) {
 
 static tf_code read_jobs(FILE *file, const char *path, recorded_job **jobs, size_t *count, tf_error *error) {
   char *line = malloc(LINE_BYTES_MAX);
+  if (!line) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to read %s", path);
   size_t capacity = 0, number = 0;
-  tf_code code = line ? TF_OK : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to read %s", path);
+  tf_code code = TF_OK;
   while (code == TF_OK && fgets(line, LINE_BYTES_MAX, file)) {
     number++;
     size_t size = strlen(line);
@@ -63,7 +64,7 @@ static tf_code read_jobs(FILE *file, const char *path, recorded_job **jobs, size
       }
       *jobs = grown;
     }
-    if (parse_line(line, size, &(*jobs)[*count]))
+    if (*jobs && parse_line(line, size, &(*jobs)[*count]))
       ++*count;
     else
       code = tf_fail(error, TF_ERR_INVALID_FORMAT,
@@ -76,6 +77,7 @@ static tf_code read_jobs(FILE *file, const char *path, recorded_job **jobs, size
 }
 
 static bool split(const recorded_job *jobs, size_t count, tf_recorded *out) {
+  if (count == 0) return false;
   out->arrived_s = calloc(count, sizeof(double));
   out->finished_s = calloc(count, sizeof(double));
   out->wait_s = calloc(count, sizeof(double));
@@ -100,7 +102,7 @@ tf_code tf_recorded_load(const char *path, tf_recorded *out, tf_error *error) {
   size_t count = 0;
   tf_code code = read_jobs(file, path, &jobs, &count, error);
   fclose(file);
-  if (code == TF_OK) {
+  if (code == TF_OK && jobs) {
     qsort(jobs, count, sizeof *jobs, by_arrival);
     if (!split(jobs, count, out)) code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for %zu jobs", count);
   }

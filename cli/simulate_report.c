@@ -26,8 +26,9 @@ void tf_simulate_table(const tf_simulation *config, const tf_simulate_row *rows,
   for (size_t r = 0; r < count; r++) {
     const tf_sim_result *one = rows[r].result;
     tf_buffer_printf(out, "%-12s %10llu %10llu %10.6g %9.3f %9.3f %9.3f %7.1f          ", rows[r].name,
-                     (unsigned long long)one->arrived, (unsigned long long)(one->unfinished + one->refused),
-                     throughput(one), one->wait_p50_s, one->wait_p95_s, one->wait_p99_s, one->mean_tokens);
+                     (unsigned long long)one->arrived,
+                     (unsigned long long)one->unfinished + (unsigned long long)one->refused, throughput(one),
+                     one->wait_p50_s, one->wait_p95_s, one->wait_p99_s, one->mean_tokens);
     for (size_t i = 0; i < config->count_count; i++) tf_buffer_printf(out, " %5.3f", share(one, i));
     tf_buffer_printf(out, "\n");
   }

@@ -112,7 +112,7 @@ static tf_code read_service(const char *path, tf_simulation *out, tf_error *erro
   tf_code code = TF_OK;
   if (count < 1 || count > TF_POLICY_COUNTS_MAX)
     code = tf_fail(error, TF_ERR_INVALID_FORMAT, "%s: `counts` must be 1 to %d numbers", path, TF_POLICY_COUNTS_MAX);
-  double numbers[TF_POLICY_COUNTS_MAX];
+  double numbers[TF_POLICY_COUNTS_MAX] = {0};
   if (code == TF_OK) code = file_times(path, "counts", counts, count, numbers, error);
   for (size_t i = 0; code == TF_OK && i < count; i++) out->counts[i] = (uint32_t)fmin(numbers[i], 1e6);
   out->count_count = (uint32_t)count;

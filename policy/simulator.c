@@ -256,8 +256,9 @@ static bool scale_tier(sim *self, bool encode, double wanted_now, double wanted_
   const tf_sim_tier_config *config = encode ? &self->config->encode : &self->config->decode;
   size_t *starting = encode ? &self->starting_encode : &self->starting_decode;
   double least = config->workers, most = config->workers_max;
-  double up = fmin(fmax(ceil(wanted_now), least), most), keep = fmin(fmax(ceil(wanted_most), least), most);
-  double have = tier(self, encode)->live + (double)*starting;
+  long up = lround(fmin(fmax(ceil(wanted_now), least), most));
+  long keep = lround(fmin(fmax(ceil(wanted_most), least), most));
+  long have = (long)tier(self, encode)->live + (long)*starting;
   for (; have < up; have++) {
     if (!add_later(self, (later){self->now_s + self->config->scaling.start_s, encode, TF_SIM_NONE})) return false;
     ++*starting;
