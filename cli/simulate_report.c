@@ -149,6 +149,7 @@ static void add_workers(const tf_simulation *config, tf_plot *plot, curves *canv
   tf_plot_panel *panel = add_panel(plot, config->scaling.on ? "LLM workers; wanted: dashed" : "LLM workers", false);
   add_rows(panel, canvas, rows, count, llms);
   if (!config->scaling.on) return;
+  panel->most = 1.25 * config->decode.workers_max; /* demand has no bound: a backlog is to be gone within the target */
   for (size_t i = 0; i < count; i++) {
     add_line(panel, NULL, i, series(canvas, rows[i].result, wanted_llms));
     panel->lines[panel->line_count - 1].dashed = true;
