@@ -232,8 +232,8 @@ Test(encoder_meter, follows_a_machine_that_became_slower) {
   tf_encoder_meter meter;
   float service[1], latency[1];
   tf_encoder_meter_init(&meter, 4, 2);
-  for (int i = 0; i < 200; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 10 + 20.0 * (1 + i % 4));
-  for (int i = 0; i < 200; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 30 + 60.0 * (1 + i % 4));
+  for (int i = 0; i < 1500; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 10 + 20.0 * (1 + i % 4));
+  for (int i = 0; i < 1500; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 30 + 60.0 * (1 + i % 4));
   cr_assert(tf_encoder_meter_read(&meter, counts, 1, service, latency));
   cr_assert(near(service[0], 60 + 30 / 4.0, 0.1), "%g", service[0]);
 }
