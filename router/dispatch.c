@@ -26,9 +26,6 @@ typedef struct assignment {
 
 struct tf_dispatch {
   tf_dispatch_parts parts;
-  tf_policy_state policy;
-  tf_policy_mix mix;
-  tf_policy_load load; /* the last reading */
   size_t turn;
   size_t suspects_waiting; /* pending after the last round of placement */
   size_t stage_count;      /* stage changes that wait for the flush */
@@ -209,6 +206,9 @@ static void assign(tf_dispatch *self, assignment **batch) {
   tf_arguments_clear(&self->arguments);
   tf_arguments_add(&self->arguments, self->parts.instance);
   tf_arguments_add_int(&self->arguments, self->parts.config->lease_ms);
+  char load[TF_LOAD_TEXT_BYTES_MAX];
+  tf_load_text(self->parts.load, load); /* nothing was read between the choices and here */
+  tf_arguments_add(&self->arguments, load);
   for (size_t i = 0; i < sent->count; i++) {
     tf_router_job *job = tf_jobs_find_serial(self->parts.jobs, sent->jobs[i].entry, sent->jobs[i].serial);
     add_assignment(self, job);
@@ -244,36 +244,7 @@ uint32_t tf_dispatch_room(tf_dispatch *self) {
   return room > pending ? room - (uint32_t)pending : 0;
 }
 
-/* Workers of a tier, and what one of them holds on average. */
-static void fill_tier(tf_dispatch *self, tf_role role, tf_policy_tier *tier) {
-  const tf_slot *slots;
-  const uint64_t *ignored;
-  size_t count = tf_workers_slots(self->parts.workers, role, &slots, &ignored);
-  double jobs = 0;
-  for (size_t i = 0; i < count; i++) {
-    if (!slots[i].usable) continue;
-    tier->workers++;
-    jobs += slots[i].jobs_max;
-  }
-  /* Half of a window waits, so that the worker never does. */
-  tier->slots = tier->workers ? jobs / tier->workers / 2 : 0;
-}
-
-static tf_policy_config policy_config(const tf_dispatch *self) {
-  return (tf_policy_config){.target_wait_ms = self->parts.config->target_wait_ms};
-}
-
-void tf_dispatch_observe(tf_dispatch *self, tf_policy_load *load) {
-  fill_tier(self, TF_ROLE_ENCODER, &load->encode);
-  fill_tier(self, TF_ROLE_LLM, &load->decode);
-  const tf_worker *main_pair = tf_workers_main_pair(self->parts.workers);
-  for (uint32_t i = 0; main_pair && i < main_pair->token_count_count && i < TF_POLICY_COUNTS_MAX; i++)
-    load->counts[load->count_count++] = main_pair->token_counts[i];
-  tf_policy_config config = policy_config(self);
-  tf_policy_observe(&self->policy, &config, load);
-  self->load = *load;
-}
-
+/* INT64_MAX: the job has no deadline. */
 static int64_t deadline_left_ms(const tf_dispatch *self, const tf_router_job *job) {
   if (!job->deadline_ms) return INT64_MAX;
   return job->entry_ms + job->deadline_ms - tf_redis_clock_us(self->parts.clock) / 1000;
@@ -307,6 +278,15 @@ static bool choose_workers(tf_dispatch *self, tf_router_job *job, uint64_t pairs
 
 typedef enum placed { PLACED, NO_ROOM, ENDED } placed;
 
+/* Ends a job that can't make its deadline any more, before anybody works on it. */
+static placed end_too_late(tf_dispatch *self, tf_router_job *job) {
+  char text[96];
+  snprintf(text, sizeof text, "%lld ms are left, too few even for the smallest count of tokens",
+           (long long)deadline_left_ms(self, job));
+  fail(self, job, TF_FAIL_REFUSE, TF_ERR_DEADLINE, text);
+  return ENDED;
+}
+
 /* Chooses N for the pair of `llm`, and takes both workers' slots. NO_ROOM: the pair has no N for this job. */
 static placed take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encoder, uint64_t llm) {
   const tf_worker *worker = tf_workers_find(self->parts.workers, llm);
@@ -316,17 +296,14 @@ static placed take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encod
                          .previous_reason = job->reason,
                          .deadline_left_ms = deadline_left_ms(self, job)};
   terms.count_count = tf_workers_pair_counts(self->parts.workers, worker->pair, &terms.counts);
-  tf_policy_config config = policy_config(self);
-  tf_policy_choice choice = tf_policy_choose(&self->policy, &config, &self->load, &self->mix, &terms);
-  if (choice.too_late) {
-    fail(self, job, TF_FAIL_REFUSE, TF_ERR_DEADLINE, "the deadline can't be made, even with the fewest vision tokens");
-    return ENDED;
-  }
+  tf_policy_choice choice = tf_load_choose(self->parts.load, job->pace, &terms);
+  if (choice.too_late) return end_too_late(self, job);
   if (choice.vision_tokens == 0) return NO_ROOM;
   job->vision_tokens = choice.vision_tokens;
   job->reason = choice.reason;
   job->encoder = encoder;
   job->llm = llm;
+  tf_load_text(self->parts.load, job->load);
   job->kv_tokens = choice.vision_tokens + (uint32_t)(job->prompt ? strlen(job->prompt) : 0) + TF_KV_TOKENS_BESIDE +
                    job->sampling.max_new_tokens;
   tf_workers_reserve(self->parts.workers, encoder, 0);
