@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build caption loadtest test unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -49,6 +49,10 @@ caption: packages ## install, build, get the model, caption IMAGES=DIR (default:
 test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
+
+loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
+	@$(MAKE) --no-print-directory -j$(JOBS) build model
+	@BUILD=$(B) bench/loadtest.sh
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run

@@ -41,6 +41,9 @@ void tf_recorded_free(tf_recorded *self);
 /* The recorded run as a result, in steps of step_s. NULL: out of memory. */
 tf_sim_result *tf_recorded_result(const tf_recorded *self, double step_s, const uint32_t *counts, size_t count_count);
 
+/* How jobs arrive; a trace is loaded into *recorded, which must outlive *out. */
+tf_code tf_simulate_arrivals(const tf_simulate_options *options, tf_recorded *recorded, tf_arrivals_config *out,
+                             tf_error *error);
 /* Everything but the rule. INVALID_ARGUMENT and what reading the files gives. */
 tf_code tf_simulate_setup(const tf_simulate_options *options, tf_recorded *recorded, tf_simulation *out,
                           tf_error *error);

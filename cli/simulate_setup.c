@@ -151,10 +151,10 @@ static tf_code parse_events(const tf_string_list *list, tf_simulation *out, tf_e
 
 /* --- Arrivals --- */
 
-static tf_code set_arrivals(const tf_simulate_options *options, tf_recorded *recorded, tf_simulation *out,
-                            tf_error *error) {
+tf_code tf_simulate_arrivals(const tf_simulate_options *options, tf_recorded *recorded, tf_arrivals_config *arrivals,
+                             tf_error *error) {
+  *arrivals = (tf_arrivals_config){.shape = TF_ARRIVALS_POISSON};
   static const char *const names[] = {"constant", "poisson", "step", "burst", "wave", "ramp", "trace"};
-  tf_arrivals_config *arrivals = &out->arrivals;
   for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
     if (strcmp(names[i], options->arrivals) == 0) arrivals->shape = (tf_arrivals_shape)i;
   arrivals->even = options->even;
@@ -197,7 +197,7 @@ tf_code tf_simulate_setup(const tf_simulate_options *options, tf_recorded *recor
     memcpy(out->encode.alone_ms, out->encode.service_ms, sizeof out->encode.alone_ms);
   if (code == TF_OK) code = parse_times("decode-alone-ms", &options->decode_alone_ms, n, out->decode.alone_ms, error);
   if (code == TF_OK) code = parse_events(&options->events, out, error);
-  if (code == TF_OK) code = set_arrivals(options, recorded, out, error);
+  if (code == TF_OK) code = tf_simulate_arrivals(options, recorded, &out->arrivals, error);
   if (code != TF_OK) return code;
   out->encode.workers = or_else(options->encoders, out->encode.workers);
   out->decode.workers = or_else(options->llms, out->decode.workers);
