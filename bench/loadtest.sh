@@ -40,7 +40,7 @@ load() { # record, then loadtest's options
 }
 
 # --- Calibration ---
-load "$OUT/warm.jsonl" -a burst -r 0 --period-s 0.1 --burst-jobs 4 -d 0.2 --vision-tokens 64
+LOADTEST_WRAP='' load "$OUT/warm.jsonl" -a burst -r 0 --period-s 0.1 --burst-jobs 4 -d 0.2 --vision-tokens 64
 counts=$("${cli[@]}" hget 'tf:{default}:model' token_counts)
 calibrate() { # every count: a burst; the second batch of it is full from begin to end
   local n
