@@ -11,6 +11,7 @@
 #include "common/utf8.h"
 #include "tensor/model_dir.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,16 +22,19 @@
 enum { PROMPT_BYTES_MAX = 16384, REPORT_BYTES_MAX = 65536, DRAIN_SECONDS = 1, COUNT_NAMES = 4096 };
 
 typedef struct caption_config {
-  const char *output, *vision_tokens, *prompt, *model, *redis, *queue, *log_level;
-  bool overwrite;
+  const char *output, *format, *vision_tokens, *prompt, *model, *redis, *queue, *log_level;
+  bool overwrite, retry_failed;
   int64_t max_new_tokens, max_pixels, threads;
 } caption_config;
 
 #define FIELD(name) offsetof(caption_config, name)
 static const tf_option options[] = {
     {"output", 'o', TF_OPTION_STRING, FIELD(output), 0, 0, NULL, "FILE",
-     "Write the lines to FILE; else to standard output"},
-    {"overwrite", 0, TF_OPTION_FLAG, FIELD(overwrite), 0, 0, NULL, NULL, "Replace FILE where it exists"},
+     "Write the lines to FILE, or go on where an earlier run left it; else to standard output"},
+    {"format", 0, TF_OPTION_CHOICE, FIELD(format), 0, 0, "jsonl", "jsonl|csv", "JSON Lines, or CSV with a header"},
+    {"overwrite", 0, TF_OPTION_FLAG, FIELD(overwrite), 0, 0, NULL, NULL, "Begin FILE anew where it exists"},
+    {"retry-failed", 0, TF_OPTION_FLAG, FIELD(retry_failed), 0, 0, NULL, NULL,
+     "Try again what failed in earlier runs on FILE"},
     {"vision-tokens", 0, TF_OPTION_STRING, FIELD(vision_tokens), 0, 0, NULL, "N|auto",
      "Tokens that show the LLM the picture; else the model's most; auto: as the load allows"},
     {"prompt", 0, TF_OPTION_STRING, FIELD(prompt), 0, 0, NULL, "TEXT",
@@ -66,6 +70,9 @@ typedef struct caption {
   tf_output output;
   tf_progress progress;
   tf_run_record record;
+  tf_earlier earlier;
+  tf_past past;
+  bool resumed; /* lines are added to those of earlier runs */
   tf_run run;
   tf_buffer report;
   tf_error error;
@@ -138,9 +145,46 @@ static void fill_settings(caption *self) {
   tf_link_place(&self->link, place, sizeof place);
   record->redis = config->redis ? place : NULL;
   record->model_dir = config->redis ? NULL : self->model.path;
+  if (config->redis) return; /* its model is known once it answers */
+  snprintf(record->model.name, sizeof record->model.name, "%s", self->model.name);
+  snprintf(record->model.pair_hash, sizeof record->model.pair_hash, "%s", self->model.pair_hash);
+  record->model.token_count_count = self->model.token_count_count;
+  for (uint32_t i = 0; i < self->model.token_count_count && i < TF_QUEUE_COUNTS_MAX; i++)
+    record->model.token_counts[i] = self->model.token_counts[i];
 }
 
 /* -- the run ---------------------------------------------------------------------------------------------------- */
+
+/* May this run's lines join what is in the output? pair_hash NULL: the deployment has not told it yet. */
+static tf_code check_past(caption *self, const char *pair_hash) {
+  if (!self->resumed) return TF_OK;
+  tf_submit_settings settings = self->settings;
+  bool known = pair_hash || !self->config.redis || self->config.vision_tokens;
+  if (!known) settings.vision_tokens = -1;
+  return tf_earlier_compare(&self->earlier, self->config.output, &settings, pair_hash, self->output.format, false,
+                            &self->error);
+}
+
+/* What earlier runs left in the output, where it is to be gone on with. */
+static tf_code open_past(caption *self) {
+  char folder[PATH_MAX] = "/";
+  if (!getcwd(folder, sizeof folder)) snprintf(folder, sizeof folder, "/"); /* relative names then fail by themselves */
+  tf_code code = TF_OK;
+  self->resumed = tf_output_has_past(&self->output) && !self->config.overwrite;
+  if (self->resumed) code = tf_earlier_read(self->output.run_path, &self->earlier, &self->error);
+  if (!code) code = check_past(self, self->config.redis ? NULL : self->model.pair_hash);
+  const char *start = self->earlier.folder ? self->earlier.folder : folder;
+  if (!code && strcmp(start, folder) != 0)
+    for (size_t i = 0; i < self->name_count; i++)
+      if (self->names[i][0] != '/')
+        return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT,
+                       "names in %.100s begin in %.200s: go there first, or name absolute paths", self->config.output,
+                       start);
+  if (!code) code = tf_past_init(&self->past, start, &self->error);
+  self->record.folder = self->past.folder;
+  if (!code && self->resumed) code = tf_past_read(&self->past, &self->output, &self->error);
+  return code;
+}
 
 static tf_code start_stack(caption *self) {
   const caption_config *config = &self->config;
@@ -163,16 +207,20 @@ static tf_code get_ready(caption *self) {
   if (!code)
     code = tf_ready_wait(&self->link, self->stack, tf_run_show_note, &self->run, &self->record.model, &self->report,
                          &self->error);
-  if (!code && self->config.redis)
+  if (!code && self->config.redis) {
     code = choose_tokens(self, self->record.model.token_counts, self->record.model.token_count_count);
+    if (!code) code = check_past(self, self->record.model.pair_hash);
+  }
   return code;
 }
 
-static tf_code write_record(caption *self) {
+static tf_code write_record(caption *self, tf_error *error) {
   tf_buffer json;
+  self->record.output_captions = self->past.captions;
+  self->record.output_failures = self->past.failures;
   tf_buffer_init(&json, TF_JSONL_LINE_BYTES_MAX);
-  tf_code code = tf_report_json(&self->record, &json, &self->error);
-  if (!code) code = tf_output_settings(&self->output, &json, &self->error);
+  tf_code code = tf_report_json(&self->record, &json, error);
+  if (!code) code = tf_output_settings(&self->output, &json, error);
   tf_buffer_free(&json);
   return code;
 }
@@ -188,28 +236,53 @@ static tf_code work(caption *self) {
   run->output = &self->output;
   run->progress = &self->progress;
   run->record = &self->record;
+  run->past = &self->past;
+  run->retry_failed = self->config.retry_failed;
   run->inputs = tf_inputs_new(self->names, self->name_count);
   run->counter = tf_inputs_new(self->names, self->name_count);
   if (!run->inputs || !run->counter) return tf_fail(&self->error, TF_ERR_OUT_OF_MEMORY, "out of memory");
-  bool any = false; /* is there a picture at all? Else nothing has to be started */
+  bool any = false; /* is there a picture to do at all? Else nothing has to be started */
   for (tf_input_kind kind = TF_INPUT_PAUSE; !any && kind != TF_INPUT_END && tf_interrupt_count() == 0;) {
     tf_input input;
+    uint64_t found = run->found;
     kind = tf_inputs_next(run->counter, COUNT_NAMES, &input);
-    if (kind == TF_INPUT_IMAGE || kind == TF_INPUT_ERROR) run->total++;
+    if (kind == TF_INPUT_IMAGE || kind == TF_INPUT_ERROR) tf_run_count_one(run, input.image);
     if (kind == TF_INPUT_END) run->total_known = true;
-    any = kind == TF_INPUT_IMAGE;
+    any = kind == TF_INPUT_IMAGE && run->found > found;
   }
   tf_code code = any ? get_ready(self) : TF_OK;
+  if (!any && self->config.redis && self->earlier.found) { /* nobody was asked: the record stays as it was */
+    snprintf(self->record.model.pair_hash, sizeof self->record.model.pair_hash, "%s",
+             self->earlier.pair_hash ? self->earlier.pair_hash : "");
+    if (!self->config.vision_tokens) self->settings.vision_tokens = self->earlier.vision_tokens;
+  }
   tf_progress_clear(&self->progress);
   if (!code && any) tf_say("model %s", self->record.model.name);
   run->link = any ? &self->link : NULL;
   run->stack = self->stack;
-  if (!code) code = tf_output_begin(&self->output, &self->error);
-  if (!code) code = write_record(self);
+  if (!code) code = tf_output_begin(&self->output, !self->resumed, &self->error);
+  if (!code) code = write_record(self, &self->error);
   if (code) return code;
   code = tf_run_work(run, &self->report, &self->error);
   tf_run_end(run);
   return code;
+}
+
+/* Keeps the first fault: what comes after it is its consequence. */
+static void note(caption *self, tf_code *code, const tf_error *why) {
+  if (*code) return;
+  *code = why->code;
+  self->error = *why;
+}
+
+/* After the last line: everything durable, the failures tidied where this run has tried some again, the record. */
+static void settle(caption *self, tf_code *code) {
+  tf_error why = {0};
+  if (tf_output_sync(&self->output, true, &why)) note(self, code, &why);
+  if (self->past.untidy && tf_past_tidy(&self->past, &self->output, &why)) note(self, code, &why);
+  self->record.ended_unix_ms = tf_unix_ms();
+  self->record.state = !*code ? "complete" : *code == TF_ERR_CANCELLED ? "interrupted" : "failed";
+  if (write_record(self, &why)) note(self, code, &why);
 }
 
 static int close_run(caption *self, tf_code code) {
@@ -219,19 +292,11 @@ static int close_run(caption *self, tf_code code) {
   tf_progress_clear(&self->progress);
   tf_link_close(&self->link);
   tf_stack_stop(&self->stack);
-  self->record.ended_unix_ms = tf_unix_ms();
-  self->record.state = !code ? "complete" : code == TF_ERR_CANCELLED ? "interrupted" : "failed";
+  if (begun) settle(self, &code);
+  tf_error closing = {0};
+  if (tf_output_close(&self->output, &closing)) note(self, &code, &closing);
   if (code && code != TF_ERR_CANCELLED && code != TF_ERR_WORKER_LOST) tf_say("%s", self->error.text);
   if (code) tell_report(self);
-  if (begun && write_record(self) && !code) {
-    tf_say("%s", self->error.text);
-    code = self->error.code;
-  }
-  tf_error closing;
-  if (tf_output_close(&self->output, &closing)) {
-    tf_say("%s", closing.text);
-    if (!code) code = closing.code;
-  }
   if (begun) {
     tf_buffer summary;
     tf_buffer_init(&summary, REPORT_BYTES_MAX);
@@ -244,7 +309,7 @@ static int close_run(caption *self, tf_code code) {
   free(output);
   free(errors);
   if (code) return code == TF_ERR_INVALID_ARGUMENT ? TF_EXIT_USAGE : TF_EXIT_FAILED;
-  return self->record.failed > 0 ? TF_EXIT_PARTIAL : TF_EXIT_OK;
+  return self->record.failed > 0 || self->past.failures > 0 ? TF_EXIT_PARTIAL : TF_EXIT_OK;
 }
 
 static int complain(const caption *self) {
@@ -266,17 +331,24 @@ static int run_caption(caption *self) {
     if (choose_tokens(self, self->model.token_counts, self->model.token_count_count)) return complain(self);
   }
   fill_settings(self);
-  tf_code code = tf_output_open(&self->output, self->config.output, self->config.overwrite, &self->error);
+  tf_format format = strcmp(self->config.format, "csv") == 0 ? TF_FORMAT_CSV : TF_FORMAT_JSONL;
+  self->record.format = format;
+  tf_interrupt_setup();
+  tf_code code = tf_output_open(&self->output, self->config.output, format, &self->error);
+  if (!code) code = open_past(self);
   if (code) {
     tf_error ignored;
     tf_output_close(&self->output, &ignored);
+    tf_past_free(&self->past);
+    tf_earlier_free(&self->earlier);
     return complain(self);
   }
-  tf_interrupt_setup();
   tf_progress_init(&self->progress);
   int status = close_run(self, work(self));
   tf_inputs_free(&self->run.inputs);
   tf_inputs_free(&self->run.counter);
+  tf_past_free(&self->past);
+  tf_earlier_free(&self->earlier);
   return status;
 }
 

@@ -55,9 +55,13 @@ static void rate_text(double per_second, char *out, size_t out_bytes) {
     snprintf(out, out_bytes, "-/s");
 }
 
+static uint64_t finished_of(const tf_progress_view *view) {
+  return view->done + view->failed + view->already;
+}
+
 /* Time left, as far as it can be told; empty where it can not. */
 static void left_text(const tf_progress_view *view, char *out, size_t out_bytes) {
-  uint64_t finished = view->done + view->failed;
+  uint64_t finished = finished_of(view);
   out[0] = '\0';
   if (!view->total_known || view->per_second <= 0 || finished >= view->total) return;
   char duration[32];
@@ -71,7 +75,7 @@ void tf_progress_line(const tf_progress_view *view, tf_buffer *out) {
     return;
   }
   char text[64], rate[32];
-  tf_count_text(view->done, text, sizeof text);
+  tf_count_text(view->done + view->already, text, sizeof text);
   tf_buffer_printf(out, "%s of ", text);
   tf_count_text(view->total, text, sizeof text);
   rate_text(view->per_second, rate, sizeof rate);
@@ -108,7 +112,7 @@ static void put_cells(tf_buffer *out, const tf_progress_style *style, int cells,
 }
 
 static void put_bar_line(const tf_progress_view *view, const tf_progress_style *style, tf_buffer *out) {
-  uint64_t finished = view->done + view->failed;
+  uint64_t finished = finished_of(view);
   double share = view->total > 0 && view->total_known ? (double)finished / (double)view->total : 0;
   if (share > 1) share = 1;
   char left[64], tail[128];
@@ -140,7 +144,7 @@ static int make_parts(const tf_progress_view *view, bool shortened, part *parts)
   int count = 0;
   char done[32], total[32];
   memset(parts, 0, PARTS_MAX * sizeof *parts);
-  tf_count_text(view->done, done, sizeof done);
+  tf_count_text(view->done + view->already, done, sizeof done);
   tf_count_text(view->total, total, sizeof total);
   snprintf(parts[count++].text, sizeof parts->text, "%s of %s%s", done, total, view->total_known ? "" : "+");
   if (view->failed > 0) {

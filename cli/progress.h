@@ -12,7 +12,8 @@
 /* The numbers at one moment. */
 typedef struct tf_progress_view {
   uint64_t done, failed; /* captions and failures */
-  uint64_t total;        /* images found so far */
+  uint64_t already;      /* done by earlier runs; they count in the total, not in the rate */
+  uint64_t total;        /* images found so far, those done before among them */
   bool total_known;      /* false while folders are still being read */
   double per_second;     /* of the last half minute; 0: not known yet */
   double mean_tokens;    /* vision tokens of a caption; 0: none yet */

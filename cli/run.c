@@ -39,8 +39,26 @@ static const char *without_path(const char *message, const char *path) {
                                                                                                 : message;
 }
 
-static tf_code put_failure(tf_run *self, const char *id, const char *image, const char *code_name, const char *message,
-                           int64_t attempts, tf_error *error) {
+static tf_code set_state(tf_run *self, uint64_t key, tf_name_state state, tf_error *error) {
+  if (state == TF_NAME_DONE) self->past->captions++;
+  return tf_keymap_put(&self->past->names, key, state, error);
+}
+
+/* Whether a picture is this run's to do; if so it is taken. */
+static bool take(tf_run *self, uint64_t key, tf_code *code, tf_error *error) {
+  uint64_t state = 0;
+  bool known = tf_keymap_get(&self->past->names, key, &state);
+  if (known && !(state == TF_NAME_FAILED && self->retry_failed)) {
+    self->record->already++;
+    return false;
+  }
+  if (known) self->past->untidy = true; /* its old failure is outdated, however this ends */
+  *code = set_state(self, key, TF_NAME_TAKEN, error);
+  return true;
+}
+
+static tf_code put_failure(tf_run *self, const char *id, const char *image, uint64_t key, const char *code_name,
+                           const char *message, int64_t attempts, tf_error *error) {
   tf_buffer line, name;
   tf_buffer_init(&line, TF_JSONL_LINE_BYTES_MAX);
   tf_buffer_init(&name, TF_JSONL_LINE_BYTES_MAX);
@@ -51,6 +69,8 @@ static tf_code put_failure(tf_run *self, const char *id, const char *image, cons
   self->record->failed++;
   tf_code code = tf_jsonl_error(id, image, code_name, message, attempts, &line, error);
   if (!code) code = tf_output_failure(self->output, &line, error);
+  if (!code) code = set_state(self, key, TF_NAME_FAILED, error);
+  if (!code) self->past->failures++;
   tf_buffer_free(&line);
   tf_buffer_free(&name);
   return code;
@@ -63,12 +83,13 @@ static tf_code put_caption(tf_run *self, const tf_run_job *job, const tf_answer 
   tf_code code = tf_jsonl_caption(answer->json, answer->json_bytes, job->id, job->image, &line, &facts, error);
   if (code == TF_ERR_PROTOCOL) {
     tf_buffer_free(&line);
-    return put_failure(self, job->id, job->image, tf_code_name(code), error->text, 0, error);
+    return put_failure(self, job->id, job->image, job->key, tf_code_name(code), error->text, 0, error);
   }
   if (!code) {
     if (!self->output->captions.path && isatty(STDOUT_FILENO)) tf_progress_clear(self->progress);
-    code = tf_output_caption(self->output, &line, error);
+    code = tf_output_caption(self->output, &line, NULL, error);
   }
+  if (!code) code = set_state(self, job->key, TF_NAME_DONE, error);
   if (!code) {
     self->record->captioned++;
     self->record->tokens_sum += facts.vision_tokens;
@@ -97,7 +118,7 @@ static tf_code on_answer(void *context_in, const tf_answer *answer) {
     if (self->jobs[i].number && strcmp(self->jobs[i].id, answer->id) == 0) job = &self->jobs[i];
   if (!job || (!answer->json && !answer->error_code)) return TF_OK;
   tf_code code = answer->json ? put_caption(self, job, answer, context->error)
-                              : put_failure(self, job->id, job->image, answer->error_code,
+                              : put_failure(self, job->id, job->image, job->key, answer->error_code,
                                             answer->error_message ? without_path(answer->error_message, job->path) : "",
                                             answer->attempts, context->error);
   self->last_answer_ms = self->quiet_ms = tf_now_ms();
@@ -117,20 +138,25 @@ static void name_next(tf_run *self, char *id, size_t id_bytes) {
 static bool find_pending(tf_run *self, tf_code *code, tf_error *error) {
   char id[80];
   tf_input input;
-  while (!self->pending.number && !self->inputs_ended) {
+  for (int looked = 0; !self->pending.number && !self->inputs_ended && looked < NAMES_A_TURN; looked++) {
     tf_input_kind kind = tf_inputs_next(self->inputs, NAMES_A_TURN, &input);
     if (kind == TF_INPUT_PAUSE) return false;
     if (kind == TF_INPUT_END) {
       self->inputs_ended = true;
-    } else if (kind == TF_INPUT_ERROR || !self->link) {
-      const char *text = kind == TF_INPUT_ERROR ? input.error.text : "it was not there when the run began";
-      tf_code fault = kind == TF_INPUT_ERROR ? input.error.code : TF_ERR_IMAGE_MISSING;
+      break;
+    }
+    if (kind == TF_INPUT_IMAGE && !self->link) continue; /* it was not there when the run began: the next one's */
+    uint64_t key = tf_past_key(self->past, input.image);
+    if (!take(self, key, code, error)) continue;
+    if (*code) return false;
+    if (kind == TF_INPUT_ERROR) {
       name_next(self, id, sizeof id);
-      *code = put_failure(self, id, input.image, tf_code_name(fault), text, 0, error);
+      *code = put_failure(self, id, input.image, key, tf_code_name(input.error.code), input.error.text, 0, error);
       if (*code || tf_interrupt_count() > 0) return false;
     } else {
       name_next(self, self->pending.id, sizeof self->pending.id);
       self->pending.number = self->next_number;
+      self->pending.key = key;
       self->pending.image = strdup(input.image);
       self->pending.path = strdup(input.path);
       if (!self->pending.image || !self->pending.path) *code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
@@ -180,7 +206,7 @@ static tf_code submit_some(tf_run *self, bool *busy, tf_error *error) {
     } else {
       char text[TF_ERROR_TEXT_BYTES_MAX];
       snprintf(text, sizeof text, "%s", error->text);
-      code = put_failure(self, job->id, job->image, tf_code_name(code), text, 0, error);
+      code = put_failure(self, job->id, job->image, job->key, tf_code_name(code), text, 0, error);
       free_job(job);
       if (code) return code;
     }
@@ -245,6 +271,14 @@ static tf_code look_for_silence(tf_run *self, tf_error *error) {
                  TF_RUN_SILENCE_MS_MAX / 60000, (long long)depth.waiting);
 }
 
+void tf_run_count_one(tf_run *self, const char *image) {
+  uint64_t state;
+  self->total++;
+  if (!tf_keymap_get(&self->past->names, tf_past_key(self->past, image), &state) ||
+      (state == TF_NAME_FAILED && self->retry_failed))
+    self->found++;
+}
+
 void tf_run_count(tf_run *self, size_t names_max) {
   tf_input input;
   for (size_t i = 0; i < names_max && !self->total_known; i++) {
@@ -253,7 +287,7 @@ void tf_run_count(tf_run *self, size_t names_max) {
     if (kind == TF_INPUT_END)
       self->total_known = true;
     else
-      self->total++; /* what can not be read is a line of the errors, and counts */
+      tf_run_count_one(self, input.image); /* what can not be read is a line of the errors, and counts */
   }
 }
 
@@ -266,7 +300,8 @@ static void show(tf_run *self, const char *note) {
   tf_progress_view view = {
       .done = self->record->captioned,
       .failed = self->record->failed,
-      .total = self->total > finished ? self->total : finished,
+      .already = self->record->already,
+      .total = self->total > finished + self->record->already ? self->total : finished + self->record->already,
       .total_known = self->total_known,
       .per_second = tf_rate_per_second(&self->rate, now_ms, finished),
       .mean_tokens = self->record->captioned ? self->record->tokens_sum / (double)self->record->captioned : 0,
@@ -304,6 +339,7 @@ static tf_code turn(tf_run *self, tf_error *error) {
   if (!code && self->link->context) code = submit_some(self, &busy, error);
   if (!code && self->link->context)
     code = collect_some(self, busy ? 0 : self->total_known ? BLOCK_MS : BLOCK_COUNTING_MS, error);
+  if (!code) code = tf_output_sync(self->output, false, error);
   if (!code) code = look_for_silence(self, error);
   if (!code && self->lost) usleep(BLOCK_MS * 1000);
   if (!code) show(self, self->lost ? "Redis is out of reach" : NULL);

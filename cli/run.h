@@ -7,6 +7,7 @@
 #include "cli/collect.h"
 #include "cli/inputs.h"
 #include "cli/output.h"
+#include "cli/past.h"
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/stack.h"
@@ -23,6 +24,7 @@ typedef struct tf_run_job {
   uint64_t number; /* 0: a free slot */
   char id[80];
   char *image, *path;
+  uint64_t key; /* of the name, in past->names */
   size_t bytes;
 } tf_run_job;
 
@@ -33,9 +35,12 @@ typedef struct tf_run {
   tf_output *output;
   tf_progress *progress;
   tf_run_record *record;
+  tf_past *past;     /* what is done already, and becomes so */
+  bool retry_failed; /* earlier failures are tried again */
   tf_inputs *inputs;
   tf_inputs *counter; /* the same arguments, walked ahead to know the total */
   uint64_t total;     /* found by the counter so far */
+  uint64_t found;     /* of those: not done yet */
   bool total_known;
   /* The run's own. */
   tf_run_job jobs[TF_RUN_JOBS_MAX], pending; /* pending: found, not submitted yet */
@@ -49,6 +54,8 @@ typedef struct tf_run {
   int64_t first_submit_ms, last_answer_ms, quiet_ms, lost_ms, connect_ms, submit_ms, depth_ms, silence_ms;
 } tf_run;
 
+/* Counts one image of the counter. */
+void tf_run_count_one(tf_run *self, const char *image);
 /* Walks the counter on. names_max bounds the names looked at. */
 void tf_run_count(tf_run *self, size_t names_max);
 /* Until every image is answered. TF_ERR_CANCELLED: a signal came. TF_ERR_WORKER_LOST: a process of the stack ended
