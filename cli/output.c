@@ -139,13 +139,7 @@ tf_code tf_output_begin(tf_output *self, bool anew, tf_error *error) {
     if (code) return code;
     tf_sync_folder(self->captions.path);
   }
-  if (self->format != TF_FORMAT_CSV || self->silent || self->captions.size > 0) return TF_OK;
-  tf_buffer header;
-  tf_buffer_init(&header, RECORD_BYTES_MAX);
-  tf_csv_header(&header);
-  tf_code code = append(&self->captions, &header, error);
-  tf_buffer_free(&header);
-  return code;
+  return TF_OK;
 }
 
 static void count_line(tf_output *self) {
@@ -160,6 +154,8 @@ tf_code tf_output_caption(tf_output *self, const tf_buffer *lines, off_t *at, tf
   if (self->format == TF_FORMAT_JSONL) return append(into, lines, error);
   tf_buffer record;
   tf_buffer_init(&record, RECORD_BYTES_MAX);
+  if (into == &self->captions && into->size == 0) tf_csv_header(&record); /* with the first record: none without any */
+  if (at) *at += (off_t)record.size;
   tf_code code = tf_csv_caption(lines->data, lines->size, &record, error);
   if (!code) code = append(into, &record, error);
   tf_buffer_free(&record);
