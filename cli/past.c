@@ -118,8 +118,8 @@ static tf_code repair(scan *self, off_t good_end, tf_error *error) {
 }
 
 static tf_code note_caption(scan *self, const tf_record *record, uint64_t key, tf_error *error) {
-  (void)record;
   self->past->captions++;
+  self->past->below += record->vision_tokens < self->past->target;
   return tf_keymap_put(&self->past->names, key, TF_NAME_DONE, error);
 }
 

@@ -37,6 +37,8 @@ typedef struct tf_past {
   tf_keymap names; /* tf_name_state by tf_past_key */
   char *folder;    /* where relative names of the output begin */
   uint64_t captions, failures;
+  uint32_t target;     /* set by the caller: */
+  uint64_t below;      /* captions of fewer vision tokens than that */
   uint64_t torn_bytes; /* cut off the files' ends */
   bool untidy;         /* a picture may have more than one line, or an outdated one, among the failures */
 } tf_past;

@@ -28,6 +28,12 @@ static double mean(const tf_run_record *record, double sum) {
   return record->captioned > 0 ? sum / (double)record->captioned : 0;
 }
 
+/* Times are those of pictures that were computed. */
+static double mean_time(const tf_run_record *record, size_t stage) {
+  uint64_t computed = record->captioned - record->duplicates;
+  return computed > 0 ? record->timing_ms_sum[stage] / (double)computed : 0;
+}
+
 static double rounded(double value) {
   return (double)(int64_t)(value * 100 + 0.5) / 100;
 }
@@ -60,6 +66,7 @@ static json_t *settings_json(const tf_run_record *record) {
   json_object_set_new(out, "vision_tokens", tokens);
   json_object_set_new(out, "prompt", text_or_null(settings->prompt));
   json_object_set_new(out, "format", json_string(record->format == TF_FORMAT_CSV ? "csv" : "jsonl"));
+  if (record->shuffled) json_object_set_new(out, "shuffle_seed", json_integer((json_int_t)record->seed));
   json_object_set_new(out, "folder", text_or_null(record->folder));
   json_object_set_new(out, "max_new_tokens", json_integer(settings->max_new_tokens));
   json_object_set_new(out, "max_pixels", record->redis ? json_null() : json_integer(record->max_pixels));
@@ -82,11 +89,13 @@ static json_t *model_json(const tf_run_record *record) {
 static json_t *result_json(const tf_run_record *record) {
   json_t *timing = json_object(), *out = json_object();
   for (size_t i = 0; i < TF_JSONL_STAGE_COUNT; i++)
-    json_object_set_new(timing, tf_jsonl_stages[i], json_real(rounded(mean(record, record->timing_ms_sum[i]))));
+    json_object_set_new(timing, tf_jsonl_stages[i], json_real(rounded(mean_time(record, i))));
   json_object_set_new(out, "captioned", json_integer((json_int_t)record->captioned));
   json_object_set_new(out, "failed", json_integer((json_int_t)record->failed));
   json_object_set_new(out, "skipped", json_integer((json_int_t)record->skipped));
   json_object_set_new(out, "already_done", json_integer((json_int_t)record->already));
+  json_object_set_new(out, "duplicates", json_integer((json_int_t)record->duplicates));
+  json_object_set_new(out, "upgraded", json_integer((json_int_t)record->upgraded));
   json_object_set_new(out, "seconds", json_real(rounded((double)record->working_ms / 1000.0)));
   json_object_set_new(out, "images_per_second", json_real(rounded(images_per_second(record))));
   json_object_set_new(out, "mean_vision_tokens", json_real(rounded(mean(record, record->tokens_sum))));
@@ -145,9 +154,17 @@ void tf_report_summary(const tf_run_record *record, const char *output, const ch
                        i == 0   ? "mean ms"
                        : i == 5 ? "\n       "
                                 : "",
-                       tf_jsonl_stages[i], mean(record, record->timing_ms_sum[i]));
+                       tf_jsonl_stages[i], mean_time(record, i));
     tf_buffer_printf(out, "\n");
   }
+  if (record->duplicates > 0)
+    tf_buffer_printf(out, "%llu of them have the same bytes as another and were computed once\n",
+                     (unsigned long long)record->duplicates);
+  if (record->upgraded > 0)
+    tf_buffer_printf(out, "%llu lines of fewer vision tokens were replaced\n", (unsigned long long)record->upgraded);
+  if (record->sidecars_kept > 0)
+    tf_buffer_printf(out, "%llu sidecars were there already and stay as they were (--overwrite replaces them)\n",
+                     (unsigned long long)record->sidecars_kept);
   if (output) tf_buffer_printf(out, "captions: %s\n", output);
   if (errors && record->output_failures > 0)
     tf_buffer_printf(out, "failures: %s (%llu; --retry-failed tries them again)\n", errors,
