@@ -18,7 +18,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REPORT_BYTES_MAX = 65536, DRAIN_SECONDS = 1, COUNT_NAMES = 4096, WAIT_US = 20000, COUNT_FIRST_MS = 500 };
+enum {
+  REPORT_BYTES_MAX = 65536,
+  DRAIN_SECONDS = 1,
+  COUNT_NAMES = 4096,
+  WAIT_US = 20000,
+  COUNT_FIRST_MS = 500,
+  PLAN_FIRST_MS = 3000
+};
 
 typedef struct caption {
   tf_caption_config config;
@@ -267,11 +274,17 @@ static bool look_for_work(caption *self) {
   return any;
 }
 
-/* With a deadline, names are counted for a moment before the first is submitted: the plan begins with a number. */
-static void count_ahead(caption *self) {
-  int64_t until_ms = tf_now_ms() + COUNT_FIRST_MS;
-  while (self->pace.finish_unix_ms && !self->run.total_known && tf_now_ms() < until_ms && tf_interrupt_count() == 0)
-    if (tf_run_count(&self->run, COUNT_NAMES) == TF_INPUT_WAIT) usleep(WAIT_US);
+/* With a deadline, names are counted for a moment before the first is submitted, and a deployment that knows its
+ * workers' pace is given the time to make its plan: the run begins with a forecast. */
+static void plan_ahead(caption *self) {
+  tf_run *run = &self->run;
+  int64_t began_ms = tf_now_ms(), until_ms = began_ms + COUNT_FIRST_MS;
+  while (self->pace.finish_unix_ms && !run->forecast_told && tf_interrupt_count() == 0 && tf_now_ms() < until_ms) {
+    tf_input_kind kind = tf_run_count(run, COUNT_NAMES);
+    tf_run_keep_pace(run);
+    if (self->pace.count_count > 0 && self->pace.per_second[0] > 0) until_ms = began_ms + PLAN_FIRST_MS;
+    if (kind == TF_INPUT_WAIT || run->total_known) usleep(WAIT_US);
+  }
 }
 
 /* The lines below the count that is wanted, where the model told it only now. */
@@ -298,6 +311,18 @@ static void keep_model(caption *self) {
   if (!self->config.vision_tokens) self->settings.vision_tokens = self->earlier.vision_tokens;
 }
 
+/* What came back to a run that was killed after the jobs it had out: nobody reads it any more. */
+static void forget_earlier(caption *self) {
+  tf_link old;
+  if (!has_deployment(self) || !self->earlier.run) return;
+  for (size_t i = 0; i < self->run.server_count; i++) {
+    redisReply *reply;
+    tf_link *link = &self->servers[i].link;
+    if (tf_link_init(&old, self->config.redis.items[i], self->config.queue, self->earlier.run, NULL)) continue;
+    if (tf_link_ask(link, &reply, NULL, "DEL", old.reply, old.pace, NULL) == TF_OK) freeReplyObject(reply);
+  }
+}
+
 /* The work between opening and closing of the output. */
 static tf_code work(caption *self) {
   tf_run *run = &self->run;
@@ -318,9 +343,10 @@ static tf_code work(caption *self) {
   if (!code) code = tf_output_begin(&self->output, !self->resumed, &self->error);
   if (!code) code = write_record(self, &self->error);
   if (code) return code;
-  count_ahead(self);
+  plan_ahead(self);
   code = tf_run_work(run, &self->report, &self->error);
   tf_run_end(run);
+  forget_earlier(self);
   return code;
 }
 

@@ -108,8 +108,7 @@ void tf_run_show_note(void *context, const char *note) {
   show(context, note);
 }
 
-/* The deadline: tells the routers, and a person once each what they should know. */
-static void keep_pace(tf_run *self) {
+void tf_run_keep_pace(tf_run *self) {
   tf_pace *pace = self->pace;
   if (!pace->finish_unix_ms || self->server_count == 0) return;
   uint64_t remaining = tf_run_remaining(self);
@@ -121,7 +120,7 @@ static void keep_pace(tf_run *self) {
   }
   tf_buffer forecast;
   tf_buffer_init(&forecast, 256);
-  if (!self->forecast_told && self->total_known && pace->budget > 0)
+  if (!self->forecast_told && !self->late_told && self->total_known && pace->budget > 0)
     tf_pace_forecast(pace, remaining, self->record->settings->vision_tokens, &forecast);
   if (forecast.size > 0) {
     self->forecast_told = true;
@@ -199,7 +198,7 @@ static tf_code turn(tf_run *self, tf_error *error) {
     return drained;
   }
   tf_code code = look_after_servers(self, &lost, &any, error);
-  if (!code) keep_pace(self);
+  if (!code) tf_run_keep_pace(self);
   if (!code && any) code = tf_window_fill(self, &busy, error);
   if (!code && any) code = collect_some(self, busy ? 0 : self->total_known ? BLOCK_MS : BLOCK_COUNTING_MS, error);
   if (!code) code = tf_output_sync(self->output, false, error);

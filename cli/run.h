@@ -76,6 +76,8 @@ typedef struct tf_run {
 
 /* Walks the counter on. names_max bounds the names looked at. Returns what the last name was. */
 tf_input_kind tf_run_count(tf_run *self, size_t names_max);
+/* The deadline, where there is one: tells the routers, and a person once each what they should know. */
+void tf_run_keep_pace(tf_run *self);
 /* Until every picture is answered. TF_ERR_CANCELLED: a signal came. TF_ERR_WORKER_LOST: a process of the stack ended
  * (report says which). Others: could not go on; the text says why. What was answered is in the output in every case. */
 tf_code tf_run_work(tf_run *self, tf_buffer *report, tf_error *error);

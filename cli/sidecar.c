@@ -1,6 +1,6 @@
 /* Writes sidecars. In: captions. Out: files.
  * Moving into place must not replace: renameat2 does that, and link(2) where the file system knows no such rename.
- * The temporary name is hidden and carries the process, so that two runs do not meet in it. */
+ * The temporary name is hidden and the photo's own: what a killed run leaves there, the next one writes over. */
 #include "cli/sidecar.h"
 
 #include <errno.h>
@@ -92,8 +92,7 @@ tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite,
   const char *slash = path.data ? strrchr(path.data, '/') : NULL;
   size_t folder = slash ? (size_t)(slash + 1 - path.data) : 0;
   tf_buffer_append(&temporary, path.data, folder);
-  tf_buffer_printf(&temporary, ".tokenflex-%d.tmp",
-                   (int)getpid()); /* one at a time: a run writes one after the other */
+  tf_buffer_printf(&temporary, ".%s.tokenflex", path.data ? path.data + folder : "");
   int failed = path.overflow || temporary.overflow ? ENAMETOOLONG : is_itself(photo, &path) ? EEXIST : 0;
   if (!failed) failed = write_new(temporary.data, caption);
   if (!failed) failed = move_into_place(temporary.data, path.data, overwrite);
