@@ -55,6 +55,10 @@ test: test-packages ## install, build, get the model, run every test (one suite:
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
 
+test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
+	@$(MAKE) --no-print-directory -j$(JOBS) build
+	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
+
 # Scores of the shipped adapter, through PyTorch and through the programs. Data: see train/README.md.
 EVALUATE_OPTIONS ?=
 FEATURES = build/features-$(shell realpath "$(DATA)" 2>/dev/null | cksum | cut -d' ' -f1)
