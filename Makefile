@@ -80,9 +80,6 @@ $(TRAIN_VENV)/ready: train/requirements.txt
 loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@BUILD=$(B) bench/loadtest.sh
-test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
-	@$(MAKE) --no-print-directory -j$(JOBS) build
-	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run
