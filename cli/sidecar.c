@@ -25,7 +25,7 @@ void tf_sidecar_path(const char *photo, tf_buffer *out) {
 
 /* photo.txt named as a photo would be its own sidecar. */
 static bool is_itself(const char *photo, const tf_buffer *path) {
-  return strcmp(photo, path->data) == 0;
+  return path->data && strcmp(photo, path->data) == 0;
 }
 
 bool tf_sidecar_exists(const char *photo) {
