@@ -243,6 +243,11 @@ rm t/crop0060.jpg
 caption gone2 --upgrade -o g.jsonl
 same "a picture that is gone keeps its caption" "3 4 1" "$status $(count g.jsonl) $(jq -r 'select(.vision_tokens.assigned == 4) | .image' g.jsonl | wc -l)"
 
+caption auto1 "$p" --limit 5 --vision-tokens auto -o a.jsonl
+caption auto2 --upgrade -o a.jsonl
+caption auto3 "$p" --limit 9 --vision-tokens auto -o a.jsonl
+same "the output of a run with auto stays one of those" "0 9" "$status $(count a.jsonl)"
+
 # --- deadlines: no picture is dropped, each gets as much detail as the time allows
 caption hour "$p" --within 1h -o h.jsonl
 same "plenty of time: all at full detail" "0 300 16" "$status $(count h.jsonl) $(jq -r .vision_tokens.assigned h.jsonl | sort -u)"
