@@ -11,7 +11,7 @@ CFLAGS_release := -O2 -g
 CFLAGS_debug := -O0 -g3
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
-PACKAGES := libzmq libprotobuf-c openblas libjpeg hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
+PACKAGES := libzmq libprotobuf-c openblas libjpeg libpng libwebp libwebpdemux libheif libtiff-4 hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
 # One short line a file; V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1)	$(patsubst $(B)/%,%,$@)";)
 WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \
@@ -19,16 +19,16 @@ WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prot
 CFLAGS += -std=c11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS_$(VARIANT)) -pthread -I. -I$(B)/gen \
   $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 LDFLAGS += $(CFLAGS_$(VARIANT)) -pthread -Wl,--as-needed
-LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
+LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lgif -lm
 
 # Every part is a library of its .c files but main.c; generated files join proto and router.
-PARTS := common tensor proto router encoder-svc llm-svc cli
+PARTS := common image tensor proto router encoder-svc llm-svc cli
 GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c
 GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h
 sources = $(filter-out %/main.c,$(wildcard $(1)/*.c))
 objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
 GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
-CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(GEN_OBJECTS)
+CORE_OBJECTS := $(call objects,common) $(call objects,image) $(call objects,tensor) $(call objects,proto) $(GEN_OBJECTS)
 
 # An archive, so that a program links only what it uses (the router needs no OpenBLAS).
 CORE := $(B)/libtf_core.a

@@ -4,10 +4,10 @@
 #include <criterion/criterion.h>
 #include <math.h>
 
-#include "encoder-svc/exif.h"
-#include "encoder-svc/image.h"
-#include "encoder-svc/jpeg.h"
-#include "encoder-svc/resize.h"
+#include "image/exif.h"
+#include "image/image.h"
+#include "image/jpeg.h"
+#include "image/resize.h"
 #include "tests/unit/jpeg_writer.h"
 
 static const tf_image_limits no_limits = {.pixels_max = 250000000};

@@ -1,7 +1,7 @@
 /* JPEG decoding. In: the bytes of one file in memory, limits. Out: RGB rows as stored in the file, EXIF orientation.
  * libjpeg reports failure by a call that must not return; it leaves by longjmp to the one setjmp in tf_jpeg_decode.
  * All state lives in one struct whose address outlives the jump, so no local needs to be volatile. */
-#include "encoder-svc/jpeg.h"
+#include "image/jpeg.h"
 
 #include <setjmp.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 
 #include <jerror.h>
 
-#include "encoder-svc/exif.h"
+#include "image/exif.h"
 
 enum {
   MARKER_EXIF = JPEG_APP0 + 1,

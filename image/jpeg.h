@@ -2,10 +2,10 @@
  * orientation. Never aborts, prints or leaks: libjpeg's fatal errors come back as codes, its warnings as text in the
  * image. Formats: baseline and progressive (and arithmetic-coded, where libjpeg has it), grey, YCbCr, RGB, CMYK, YCCK;
  * 8 bits. */
-#ifndef TF_ENCODER_JPEG_H
-#define TF_ENCODER_JPEG_H
+#ifndef TF_IMAGE_JPEG_H
+#define TF_IMAGE_JPEG_H
 
-#include "encoder-svc/image.h"
+#include "image/image.h"
 
 /* data: starts with a JPEG's FF D8. *orientation: EXIF's 1..8, not applied to the pixels. out is zeroed on failure.
  * Errors as tf_image_decode's. The caller frees out with tf_image_free. */

@@ -1,7 +1,7 @@
 /* Image bytes to upright RGB pixels. In: the bytes of one file, limits. Out: 8-bit RGB, dense rows, EXIF orientation
  * applied. Told by content, not by name. Never aborts: libjpeg's errors come back as codes. No I/O. */
-#ifndef TF_ENCODER_IMAGE_H
-#define TF_ENCODER_IMAGE_H
+#ifndef TF_IMAGE_IMAGE_H
+#define TF_IMAGE_IMAGE_H
 
 #include <stdbool.h>
 #include <stdint.h>

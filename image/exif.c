@@ -1,7 +1,7 @@
 /* EXIF orientation. In: the payload of an APP1 marker. Out: 1..8, or 0 for a payload of another kind.
  * Walks the first directory of the TIFF block only; the tag always lives there.
  * Offsets come from the file, so each is checked by subtraction before it is used. */
-#include "encoder-svc/exif.h"
+#include "image/exif.h"
 
 #include <stdbool.h>
 #include <string.h>

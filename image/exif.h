@@ -1,8 +1,8 @@
 /* The one EXIF field that changes what a picture shows: its orientation.
  * In: the payload of a JPEG APP1 marker. Out: 1..8.
  * Pure: bytes in, a number out; nothing outside [data, data + size) is read. */
-#ifndef TF_ENCODER_EXIF_H
-#define TF_ENCODER_EXIF_H
+#ifndef TF_IMAGE_EXIF_H
+#define TF_IMAGE_EXIF_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,12 +1,12 @@
 /* Image decoding by content. In: the bytes of one file, limits. Out: upright RGB pixels, or an error that names what
  * the bytes are. JPEG is what is read today; every other format is recognised only to be named. No I/O. */
-#include "encoder-svc/image.h"
+#include "image/image.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "encoder-svc/jpeg.h"
+#include "image/jpeg.h"
 
 typedef struct signature {
   size_t offset, size;
