@@ -11,7 +11,7 @@ CFLAGS_release := -O2 -g
 CFLAGS_debug := -O0 -g3
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
-PACKAGES := libzmq libprotobuf-c openblas libjpeg libpng libwebp libwebpdemux libheif libtiff-4 hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
+PACKAGES := libzmq libprotobuf-c openblas libjpeg libpng libwebp libwebpdemux libwebpmux libheif dav1d libtiff-4 hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
 # One short line a file; V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1)	$(patsubst $(B)/%,%,$@)";)
 WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \
@@ -79,7 +79,7 @@ $(UNIT_TESTS): $(B)/%: $(B)/obj/%.o $(B)/libtf_parts.a $(CORE)
 $(B)/libtf_parts.a: $(TEST_OBJECTS)
 	@rm -f $@
 	$(call say,AR)ar rcs $@ $^
-unit-tests: $(UNIT_TESTS)
+unit-tests: $(UNIT_TESTS) $(B)/picture_to_ppm
 
 $(B)/obj/gen/%.o: $(B)/gen/%.c $(GEN_H)
 	@mkdir -p $(@D)
@@ -95,6 +95,10 @@ $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/proto/tokenflex.pb-c.h &: proto/tokenfl
 $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard router/lua/*.lua)
 	@mkdir -p $(B)/gen
 	$(call say,LUA)tools/embed-lua $(B)/gen router/lua/*.lua
+
+# A picture as the decoder sees it, for tools/compare_with_pillow.py.
+$(B)/picture_to_ppm: $(B)/obj/tools/picture_to_ppm.o $(CORE)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # Pixels as the encoder sees them, for the PyTorch reference (tools/make_goldens.py).
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
