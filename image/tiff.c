@@ -110,11 +110,15 @@ static tf_code fail_libtiff(const tiff_decoder *self, tf_error *error) {
 static tf_code read_header(TIFF *tiff, const tiff_decoder *self, const tf_image_limits *limits, uint32_t *width,
                            uint32_t *height, tf_error *error) {
   uint32_t subfile = 0;
+  uint16_t compression = COMPRESSION_NONE;
   if (!TIFFGetField(tiff, TIFFTAG_IMAGEWIDTH, width) || !TIFFGetField(tiff, TIFFTAG_IMAGELENGTH, height))
     return self->ended ? fail_libtiff(self, error)
                        : tf_fail(error, TF_ERR_IMAGE_CORRUPT, "TIFF without a width and a height");
   if (TIFFGetField(tiff, TIFFTAG_SUBFILETYPE, &subfile) && (subfile & FILETYPE_REDUCEDIMAGE))
     return tf_fail(error, TF_ERR_IMAGE_UNSUPPORTED, "the first picture of this TIFF is a thumbnail (camera raw?)");
+  TIFFGetFieldDefaulted(tiff, TIFFTAG_COMPRESSION, &compression);
+  if (!TIFFIsCODECConfigured(compression))
+    return tf_fail(error, TF_ERR_IMAGE_UNSUPPORTED, "TIFF with compression %u, which is not read", compression);
   return tf_pixels_check("TIFF", *width, *height, limits, error);
 }
 
