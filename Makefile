@@ -104,7 +104,15 @@ $(B)/picture_to_ppm: $(B)/obj/tools/picture_to_ppm.o $(CORE)
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
+# Fuzzing of what reads strangers' bytes; clang's.
+.PHONY: fuzz
+fuzz: build/fuzz/fuzz_image ## build the fuzzer of the picture decoders (clang)
+build/fuzz/fuzz_image: tests/fuzz/fuzz_image.c $(wildcard image/*.[ch]) common/error.c
+	@mkdir -p $(@D)
+	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -I. -o $@ $(filter %.c,$^) \
+	  $(shell pkg-config --cflags --libs libjpeg libpng libwebp libwebpdemux libheif dav1d libtiff-4) -lgif -pthread
+
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/fuzz/*.c tools/*.c)
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean
@@ -119,4 +127,4 @@ install: build model ## install programs and model under PREFIX (/usr/local)
 	install -m 644 build/model/*.gguf $(DESTDIR)$(PREFIX)/share/tokenflex/model
 
 clean: ## remove what was built (the model stays)
-	rm -rf build/release build/debug build/asan build/tsan
+	rm -rf build/release build/debug build/asan build/tsan build/fuzz

@@ -10,6 +10,7 @@
 
 #include "image/codecs.h"
 #include "image/formats.h"
+#include "image/kind.h"
 
 enum {
   TILE_SIDE_MAX = 4096,
@@ -20,7 +21,8 @@ typedef struct heif_decoder {
   struct heif_context *context;
   struct heif_image_handle *handle;
   struct heif_image *decoded;
-  bool cut; /* a box goes past the end of the data */
+  const char *name; /* "HEIC", "AVIF" or "HEIF" */
+  bool cut;         /* a box goes past the end of the data */
   tf_error *error;
 } heif_decoder;
 
@@ -46,14 +48,14 @@ static bool ends_early(const uint8_t *data, size_t size) {
 
 static tf_code fail_libheif(const heif_decoder *self, struct heif_error failed) {
   if (failed.code == heif_error_Memory_allocation_error && failed.subcode == heif_suberror_Security_limit_exceeded)
-    return tf_fail(self->error, TF_ERR_IMAGE_TOO_LARGE, "HEIF past libheif's limits: %s", failed.message);
+    return tf_fail(self->error, TF_ERR_IMAGE_TOO_LARGE, "%s past libheif's limits: %s", self->name, failed.message);
   if (failed.code == heif_error_Memory_allocation_error)
-    return tf_fail(self->error, TF_ERR_OUT_OF_MEMORY, "no memory to decode HEIF");
+    return tf_fail(self->error, TF_ERR_OUT_OF_MEMORY, "no memory to decode %s", self->name);
   if (self->cut || failed.subcode == heif_suberror_End_of_data)
-    return tf_fail(self->error, TF_ERR_IMAGE_TRUNCATED, "HEIF data end early: %s", failed.message);
+    return tf_fail(self->error, TF_ERR_IMAGE_TRUNCATED, "%s data end early: %s", self->name, failed.message);
   if (failed.code == heif_error_Unsupported_feature || failed.code == heif_error_Unsupported_filetype)
-    return tf_fail(self->error, TF_ERR_IMAGE_UNSUPPORTED, "HEIF that is not read: %s", failed.message);
-  return tf_fail(self->error, TF_ERR_IMAGE_CORRUPT, "HEIF cannot be decoded: %s", failed.message);
+    return tf_fail(self->error, TF_ERR_IMAGE_UNSUPPORTED, "%s that is not read: %s", self->name, failed.message);
+  return tf_fail(self->error, TF_ERR_IMAGE_CORRUPT, "%s cannot be decoded: %s", self->name, failed.message);
 }
 
 static tf_code open_primary(heif_decoder *self, const uint8_t *data, size_t size, const tf_image_limits *limits) {
@@ -69,7 +71,7 @@ static tf_code open_primary(heif_decoder *self, const uint8_t *data, size_t size
   if (failed.code == heif_error_Ok) failed = heif_context_get_primary_image_handle(self->context, &self->handle);
   if (failed.code != heif_error_Ok) return fail_libheif(self, failed);
   int width = heif_image_handle_get_width(self->handle), height = heif_image_handle_get_height(self->handle);
-  tf_code code = tf_pixels_check("HEIF", width, height, limits, self->error);
+  tf_code code = tf_pixels_check(self->name, width, height, limits, self->error);
   /* What is inside may be larger than what is shown (blocks, tiles), but not by much. */
   if (code == TF_OK)
     heif_context_set_maximum_image_size_limit(self->context, (width > height ? width : height) + TILE_SIDE_MAX);
@@ -100,7 +102,7 @@ static tf_code copy_pixels(heif_decoder *self, bool alpha, const tf_image_limits
   int width = heif_image_get_width(self->decoded, heif_channel_interleaved);
   int height = heif_image_get_height(self->decoded, heif_channel_interleaved), stride = 0;
   const uint8_t *plane = heif_image_get_plane_readonly(self->decoded, heif_channel_interleaved, &stride);
-  tf_code code = tf_pixels_check("HEIF", width, height, limits, self->error);
+  tf_code code = tf_pixels_check(self->name, width, height, limits, self->error);
   if (code != TF_OK) return code;
   size_t row_bytes = (size_t)width * (alpha ? 4 : 3), count = (size_t)width * (size_t)height;
   if (plane == NULL || stride < 0 || (size_t)stride < row_bytes)
@@ -121,9 +123,9 @@ static tf_code copy_pixels(heif_decoder *self, bool alpha, const tf_image_limits
 static void note_warnings(const heif_decoder *self, tf_image *out) {
   struct heif_error warning;
   if (heif_image_get_decoding_warnings(self->decoded, 0, &warning, 1) > 0)
-    tf_image_warn(out, "HEIF: %s", warning.message);
+    tf_image_warn(out, "%s: %s", self->name, warning.message);
   else if (self->cut)
-    tf_image_warn(out, "HEIF ends early, after the picture");
+    tf_image_warn(out, "%s ends early, after the picture", self->name);
 }
 
 tf_code tf_heif_decode(const uint8_t *data, size_t size, const tf_image_limits *limits, tf_image *out, int *orientation,
@@ -131,6 +133,7 @@ tf_code tf_heif_decode(const uint8_t *data, size_t size, const tf_image_limits *
   (void)orientation; /* applied by libheif */
   memset(out, 0, sizeof *out);
   heif_decoder self = {.cut = ends_early(data, size), .error = error};
+  tf_image_kind_tell(data, size, &self.name);
   tf_code code = open_primary(&self, data, size, limits);
   bool alpha = code == TF_OK && heif_image_handle_has_alpha_channel(self.handle);
   if (code == TF_OK) code = decode_primary(&self, alpha);

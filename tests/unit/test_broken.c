@@ -167,7 +167,7 @@ static const struct broken {
     {"WebP, cut", 'w', NULL, break_cut, TF_ERR_IMAGE_TRUNCATED, "WebP"},
     {"WebP, pixels", 'w', NULL, break_webp_bits, TF_ERR_IMAGE_CORRUPT, "WebP"},
     {"WebP, large", 'w', NULL, break_webp_large, TF_ERR_IMAGE_TOO_LARGE, "16383 x 16383"},
-    {"HEIC, cut", 'h', NULL, break_cut, TF_ERR_IMAGE_TRUNCATED, "HEIF data end early"},
+    {"HEIC, cut", 'h', NULL, break_cut, TF_ERR_IMAGE_TRUNCATED, "HEIC data end early"},
     {"HEIC, no codec", 'h', NULL, break_heif_codec, TF_ERR_IMAGE_CORRUPT, "hvcC"},
     {"HEIC, no primary", 'h', NULL, break_heif_primary, TF_ERR_IMAGE_CORRUPT, "pitm"},
     {"HEIC, large", 'h', NULL, break_heif_large, TF_ERR_IMAGE_TOO_LARGE, "30000"},
