@@ -12,6 +12,8 @@
 #include "common/buffer.h"
 
 static char top[64];
+static tf_list *list;
+static bool flat;
 static tf_buffer seen; /* "kind name;" one after the other */
 
 static void write_file(const char *name, const void *data, size_t size) {
@@ -43,7 +45,8 @@ TestSuite(inputs, .init = make_top, .fini = remove_top);
 
 /* Walks and notes everything; returns what was skipped. */
 static uint64_t walk(size_t names_max, size_t count, const char *const *arguments) {
-  tf_inputs *inputs = tf_inputs_new(arguments, count);
+  tf_inputs_config config = {.arguments = arguments, .count = count, .list = list, .flat = flat};
+  tf_inputs *inputs = tf_inputs_new(&config);
   cr_assert_not_null(inputs);
   tf_buffer_clear(&seen);
   tf_input input;
@@ -189,7 +192,8 @@ Test(inputs, budget_gives_the_loop_back) {
     text_file(name);
   }
   const char *argument = "d";
-  tf_inputs *inputs = tf_inputs_new(&argument, 1);
+  tf_inputs_config config = {.arguments = &argument, .count = 1};
+  tf_inputs *inputs = tf_inputs_new(&config);
   tf_input input;
   int pauses = 0;
   tf_input_kind kind;
@@ -210,7 +214,8 @@ Test(inputs, big_folder_comes_in_batches, .timeout = 120) {
     cr_assert_eq(link("one.jpg", name) == 0 || (text_file(name), 1), 1);
   }
   const char *argument = "d";
-  tf_inputs *inputs = tf_inputs_new(&argument, 1);
+  tf_inputs_config config = {.arguments = &argument, .count = 1};
+  tf_inputs *inputs = tf_inputs_new(&config);
   tf_input input;
   tf_input_kind kind;
   int count = 0, descents = 0;
