@@ -23,8 +23,8 @@ LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lgif -lm
 
 # Every part is a library of its .c files but main.c; generated files join proto and router.
 PARTS := common image tensor proto policy router encoder-svc llm-svc cli
-GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c
-GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h
+GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c $(B)/gen/page_html.c
+GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h $(B)/gen/page_html.h
 sources = $(filter-out %/main.c,$(wildcard $(1)/*.c))
 objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
 GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
@@ -95,6 +95,9 @@ $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/proto/tokenflex.pb-c.h &: proto/tokenfl
 $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard router/lua/*.lua)
 	@mkdir -p $(B)/gen
 	$(call say,LUA)tools/embed-lua $(B)/gen router/lua/*.lua
+$(B)/gen/page_html.c $(B)/gen/page_html.h &: tools/embed-page cli/page.html
+	@mkdir -p $(B)/gen
+	$(call say,HTML)tools/embed-page $(B)/gen cli/page.html
 
 # A picture as the decoder sees it, for tools/compare_with_pillow.py.
 $(B)/picture_to_ppm: $(B)/obj/tools/picture_to_ppm.o $(CORE)
