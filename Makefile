@@ -123,11 +123,26 @@ format-check: ## check that the format is clean
 lint: format-check $(GEN_H) ## check format and clang-tidy
 	clang-tidy --quiet $(wildcard $(addsuffix /*.c,$(PARTS))) -- $(filter-out -W%,$(CFLAGS))
 
+# The man page and the completion say what --help says.
+$(B)/tokenflex.1 $(B)/tokenflex.bash &: $(B)/tokenflex tools/make_docs.py
+	$(call say,DOCS)python3 tools/make_docs.py $< $(B)
+
 PREFIX ?= /usr/local
-install: build model ## install programs and model under PREFIX (/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/tokenflex/model
+install: build model $(B)/tokenflex.1 ## install programs, model, man page, completion under PREFIX (/usr/local)
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/tokenflex/model share/man/man1 share/doc/tokenflex \
+	  share/bash-completion/completions)
 	install $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 build/model/*.gguf $(DESTDIR)$(PREFIX)/share/tokenflex/model
+	install -m 644 $(B)/tokenflex.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(B)/tokenflex.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tokenflex
+	install -m 644 README.md THIRD_PARTY_NOTICES.md $(DESTDIR)$(PREFIX)/share/doc/tokenflex
+	install -m 644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/tokenflex/copyright
+
+.PHONY: deb
+deb: ## make Debian packages of the programs and of the model, in build/deb
+	rm -rf build/deb
+	@$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR=build/deb/root
+	tools/make-deb build/deb/root $$(sed -n 's/^#define TF_VERSION "\(.*\)"/\1/p' common/options.h) build/deb
 
 clean: ## remove what was built (the model stays)
-	rm -rf build/release build/debug build/asan build/tsan build/fuzz
+	rm -rf build/release build/debug build/asan build/tsan build/fuzz build/deb
