@@ -24,6 +24,7 @@ typedef struct picture_bytes {
 } picture_bytes;
 
 static inline void put_bytes(picture_bytes *self, const void *data, size_t size) {
+  if (size == 0) return;
   if (self->capacity - self->at < size) {
     self->capacity = (self->at + size) * 2;
     self->data = realloc(self->data, self->capacity);

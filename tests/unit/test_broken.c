@@ -194,7 +194,7 @@ Test(broken, each_has_its_own_code_and_text) {
     else
       put_bytes(&file, row->bytes, strlen(row->bytes));
     if (row->spoil) row->spoil(&file);
-    uint8_t *copy = malloc(file.size); /* so that asan sees a read past the end */
+    uint8_t *copy = malloc(file.size ? file.size : 1); /* so that asan sees a read past the end */
     if (file.size > 0) memcpy(copy, file.data, file.size);
     tf_image image;
     tf_image_limits limits = {.pixels_max = 250000000, .side_wanted = 224};
