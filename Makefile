@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build caption evaluate test test-long unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -45,10 +45,19 @@ IMAGES ?= examples
 caption: packages ## install, build, get the model, caption IMAGES=DIR (default: examples/)
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@images="$(IMAGES)"; case $$images in "~/"*) images=$$HOME/$${images#"~/"} ;; esac; \
-	$(B)/tokenflex caption $(CAPTION_OPTIONS) "$$images"
+	$(B)/tokenflex caption $(CAPTION_OPTIONS) "$$images"; status=$$?; \
+	if [ $$status = 3 ]; then \
+	  echo "make: the pictures named above could not be captioned, all others are (tokenflex caption itself ends with status 3)" >&2; \
+	elif [ $$status != 0 ]; then \
+	  echo "make: captioning did not get through (status $$status, the reason is above)" >&2; exit $$status; \
+	fi
 test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
+
+test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
+	@$(MAKE) --no-print-directory -j$(JOBS) build
+	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
 
 # Scores of the shipped adapter, through PyTorch and through the programs. Data: see train/README.md.
 EVALUATE_OPTIONS ?=

@@ -153,6 +153,7 @@ static tf_code open_past(caption *self) {
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--upgrade: %.300s holds no captions", self->config.output);
   if (self->resumed) code = tf_earlier_read(self->output.run_path, &self->earlier, &self->error);
   if (!code) code = check_past(self, has_deployment(self) ? NULL : self->model.pair_hash);
+  self->record.stays_auto = self->config.upgrade && self->earlier.found && self->earlier.vision_tokens == 0;
   const char *start = self->earlier.folder ? self->earlier.folder : folder;
   if (!code) code = check_folder(self, start, folder);
   if (!code) code = tf_past_init(&self->past, start, &self->error);

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TORN_BYTES_MAX = 1024 * 1024, NAME_BYTES_MAX = 1024 * 1024 };
+enum { TORN_BYTES_MAX = 1024 * 1024, NAME_BYTES_MAX = 1024 * 1024, SIZE_TOLD = 128 * 1024 * 1024 };
 
 tf_code tf_past_init(tf_past *self, const char *folder, tf_error *error) {
   memset(self, 0, sizeof *self);
@@ -185,6 +185,8 @@ tf_code tf_past_tidy(tf_past *self, tf_output *output, tf_error *error) {
 tf_code tf_past_read(tf_past *self, tf_output *output, tf_error *error) {
   scan captions = {.past = self, .file = &output->captions, .format = output->format, .each = note_caption};
   off_t end;
+  if (output->captions.size > SIZE_TOLD)
+    tf_say("%s: reading what is done (%lld MiB)", output->captions.path, (long long)(output->captions.size >> 20));
   tf_code code = walk(&captions, &end, error);
   if (!code) code = repair(&captions, end, error);
   return code ? code : tf_past_tidy(self, output, error);

@@ -60,7 +60,8 @@ static json_t *settings_json(const tf_run_record *record) {
   const tf_submit_settings *settings = record->settings;
   json_t *named = json_array();
   for (size_t i = 0; i < record->named_count; i++) json_array_append_new(named, text_or_null(record->named[i]));
-  json_t *tokens = settings->vision_tokens ? json_integer(settings->vision_tokens) : json_string("auto");
+  bool is_auto = settings->vision_tokens == 0 || record->stays_auto;
+  json_t *tokens = !is_auto ? json_integer(settings->vision_tokens) : json_string("auto");
   json_t *out = json_object();
   json_object_set_new(out, "inputs", named);
   json_object_set_new(out, "vision_tokens", tokens);

@@ -29,6 +29,7 @@ typedef struct tf_run_record {
   uint64_t upgraded;                         /* lines of earlier runs that were replaced */
   uint64_t already;                          /* passed over: an earlier run has done them, or they are named twice */
   uint64_t output_captions, output_failures; /* pictures in the output altogether */
+  bool stays_auto; /* upgraded lines of a run with --vision-tokens auto: the output's setting stays that */
   bool shuffled;
   uint64_t seed;
   const char *folder; /* where relative names begin */

@@ -25,7 +25,7 @@ void tf_sidecar_path(const char *photo, tf_buffer *out) {
 
 /* photo.txt named as a photo would be its own sidecar. */
 static bool is_itself(const char *photo, const tf_buffer *path) {
-  return strcmp(photo, path->data) == 0;
+  return path->data && strcmp(photo, path->data) == 0;
 }
 
 bool tf_sidecar_exists(const char *photo) {
@@ -93,7 +93,8 @@ tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite,
   size_t folder = slash ? (size_t)(slash + 1 - path.data) : 0;
   tf_buffer_append(&temporary, path.data, folder);
   tf_buffer_printf(&temporary, ".%s.tokenflex", path.data ? path.data + folder : "");
-  int failed = path.overflow || temporary.overflow ? ENAMETOOLONG : is_itself(photo, &path) ? EEXIST : 0;
+  bool named = path.data && temporary.data && !path.overflow && !temporary.overflow;
+  int failed = !named ? ENAMETOOLONG : is_itself(photo, &path) ? EEXIST : 0;
   if (!failed) failed = write_new(temporary.data, caption);
   if (!failed) failed = move_into_place(temporary.data, path.data, overwrite);
   if (temporary.data) unlink(temporary.data);

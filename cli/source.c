@@ -40,7 +40,7 @@ static void free_held(held *item) {
 void tf_source_free(tf_source **self_in) {
   tf_source *self = *self_in;
   if (!self) return;
-  for (size_t i = 0; i < self->count; i++) free_held(&self->window[i]);
+  for (size_t i = 0; self->window && i < self->count; i++) free_held(&self->window[i]);
   free_held(&self->given);
   free(self->window);
   tf_inputs_free(&self->inputs);

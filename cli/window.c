@@ -44,7 +44,8 @@ static tf_code set_pending(tf_run *self, const tf_input *input, uint64_t key, co
   job->before = before ? strdup(before) : NULL;
   if (job->image && job->path && (job->before || !before)) return TF_OK;
   tf_window_free_job(job);
-  return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  return TF_ERR_OUT_OF_MEMORY;
 }
 
 /* A name of the source becomes the pending job, or is passed over. */

@@ -243,6 +243,22 @@ rm t/crop0060.jpg
 caption gone2 --upgrade -o g.jsonl
 same "a picture that is gone keeps its caption" "3 4 1" "$status $(count g.jsonl) $(jq -r 'select(.vision_tokens.assigned == 4) | .image' g.jsonl | wc -l)"
 
+caption auto1 "$p" --limit 5 --vision-tokens auto -o a.jsonl
+caption auto2 --upgrade -o a.jsonl
+caption auto3 "$p" --limit 9 --vision-tokens auto -o a.jsonl
+same "the output of a run with auto stays one of those" "0 9" "$status $(count a.jsonl)"
+
+# --- deadlines: no picture is dropped, each gets as much detail as the time allows
+caption hour "$p" --within 1h -o h.jsonl
+same "plenty of time: all at full detail" "0 300 16" "$status $(count h.jsonl) $(jq -r .vision_tokens.assigned h.jsonl | sort -u)"
+same "the reason is the pace" pace "$(jq -r .vision_tokens.reason h.jsonl | sort -u)"
+caption second "$p" --within 1s -o w.jsonl
+same "no time: no picture is dropped" "0 300" "$status $(count w.jsonl)"
+caption resume_paced "$p" -o w.jsonl
+same "the rest of a run with a deadline may go on without one" 0 "$status"
+caption past "$p" --finish-by "2001-01-01 06:00"
+same "a time that is over: status 2" 2 "$status"
+
 # --- looks
 caption quiet "$p/crop0001.jpg" --quiet
 same "--quiet: nothing but the line" "0 1" "$(count quiet.err) $(count quiet.out)"
