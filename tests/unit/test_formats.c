@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "image/codecs.h"
 #include "image/image.h"
 #include "image/kind.h"
 #include "tests/unit/jpeg_writer.h"
@@ -387,4 +388,23 @@ Test(formats, mutated_files_never_crash_or_print, .timeout = 600) {
   }
   capture_end();
   free_samples(samples);
+}
+
+/* The container may say anything: what the bitstream claims is read from the bitstream. */
+Test(formats, the_size_that_hevc_claims_is_found) {
+  uint8_t *pixels = make_pixels(200, 100, 3, 3);
+  picture_bytes heic = write_heif(pixels, 200, 100, 3, heif_compression_HEVC, 1);
+  picture_bytes png = write_png(pixels, 200, 100, 3, 8, false);
+  int64_t claimed = tf_hevc_pixels_max(heic.data, heic.size);
+  cr_assert(claimed >= 200 * 100 && claimed <= 256 * 128, "%lld", (long long)claimed);
+  cr_assert_eq(tf_hevc_pixels_max(png.data, png.size), 0);
+  for (size_t size = 0; size < heic.size; size += 7) {
+    uint8_t *copy = malloc(size ? size : 1); /* so that asan sees a read past the end */
+    memcpy(copy, heic.data, size);
+    cr_assert_leq(tf_hevc_pixels_max(copy, size), claimed);
+    free(copy);
+  }
+  free(pixels);
+  free(heic.data);
+  free(png.data);
 }
