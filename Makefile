@@ -11,7 +11,7 @@ CFLAGS_release := -O2 -g
 CFLAGS_debug := -O0 -g3
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
-PACKAGES := libzmq libprotobuf-c openblas libjpeg hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
+PACKAGES := libzmq libprotobuf-c openblas libjpeg libpng libwebp libwebpdemux libwebpmux libheif dav1d libtiff-4 hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
 # One short line a file; V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1)	$(patsubst $(B)/%,%,$@)";)
 WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \
@@ -19,16 +19,16 @@ WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prot
 CFLAGS += -std=c11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS_$(VARIANT)) -pthread -I. -I$(B)/gen \
   $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 LDFLAGS += $(CFLAGS_$(VARIANT)) -pthread -Wl,--as-needed
-LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
+LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lgif -lm
 
 # Every part is a library of its .c files but main.c; generated files join proto and router.
-PARTS := common tensor proto policy router encoder-svc llm-svc cli
-GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c
-GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h
+PARTS := common image tensor proto policy router encoder-svc llm-svc cli
+GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c $(B)/gen/page_html.c
+GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h $(B)/gen/page_html.h
 sources = $(filter-out %/main.c,$(wildcard $(1)/*.c))
 objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
 GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
-CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(call objects,policy) $(GEN_OBJECTS)
+CORE_OBJECTS := $(foreach part,common image tensor proto policy,$(call objects,$(part))) $(GEN_OBJECTS)
 
 # An archive, so that a program links only what it uses (the router needs no OpenBLAS).
 CORE := $(B)/libtf_core.a
@@ -110,7 +110,7 @@ $(UNIT_TESTS): $(B)/%: $(B)/obj/%.o $(B)/libtf_parts.a $(CORE)
 $(B)/libtf_parts.a: $(TEST_OBJECTS)
 	@rm -f $@
 	$(call say,AR)ar rcs $@ $^
-unit-tests: $(UNIT_TESTS)
+unit-tests: $(UNIT_TESTS) $(B)/picture_to_ppm
 
 $(B)/obj/gen/%.o: $(B)/gen/%.c $(GEN_H)
 	@mkdir -p $(@D)
@@ -126,12 +126,27 @@ $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/proto/tokenflex.pb-c.h &: proto/tokenfl
 $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard router/lua/*.lua)
 	@mkdir -p $(B)/gen
 	$(call say,LUA)tools/embed-lua $(B)/gen router/lua/*.lua
+$(B)/gen/page_html.c $(B)/gen/page_html.h &: tools/embed-page cli/page.html
+	@mkdir -p $(B)/gen
+	$(call say,HTML)tools/embed-page $(B)/gen cli/page.html
+
+# A picture as the decoder sees it, for tools/compare_with_pillow.py.
+$(B)/picture_to_ppm: $(B)/obj/tools/picture_to_ppm.o $(CORE)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # Pixels as the encoder sees them, for the PyTorch reference (tools/make_goldens.py).
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
+# Fuzzing of what reads strangers' bytes; clang's.
+.PHONY: fuzz
+fuzz: build/fuzz/fuzz_image ## build the fuzzer of the picture decoders (clang)
+build/fuzz/fuzz_image: tests/fuzz/fuzz_image.c $(wildcard image/*.[ch]) common/error.c
+	@mkdir -p $(@D)
+	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -I. -o $@ $(filter %.c,$^) \
+	  $(shell pkg-config --cflags --libs libjpeg libpng libwebp libwebpdemux libheif dav1d libtiff-4) -lgif -pthread
+
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/fuzz/*.c tools/*.c)
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean
@@ -139,11 +154,26 @@ format-check: ## check that the format is clean
 lint: format-check $(GEN_H) ## check format and clang-tidy
 	clang-tidy --quiet $(wildcard $(addsuffix /*.c,$(PARTS))) -- $(filter-out -W%,$(CFLAGS))
 
+# The man page and the completion say what --help says.
+$(B)/tokenflex.1 $(B)/tokenflex.bash &: $(B)/tokenflex tools/make_docs.py
+	$(call say,DOCS)python3 tools/make_docs.py $< $(B)
+
 PREFIX ?= /usr/local
-install: build model ## install programs and model under PREFIX (/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/tokenflex/model
+install: build model $(B)/tokenflex.1 ## install programs, model, man page, completion under PREFIX (/usr/local)
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/tokenflex/model share/man/man1 share/doc/tokenflex \
+	  share/bash-completion/completions)
 	install $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 build/model/*.gguf $(DESTDIR)$(PREFIX)/share/tokenflex/model
+	install -m 644 $(B)/tokenflex.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(B)/tokenflex.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tokenflex
+	install -m 644 README.md THIRD_PARTY_NOTICES.md $(DESTDIR)$(PREFIX)/share/doc/tokenflex
+	install -m 644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/tokenflex/copyright
+
+.PHONY: deb
+deb: ## make Debian packages of the programs and of the model, in build/deb
+	rm -rf build/deb
+	@$(MAKE) --no-print-directory install PREFIX=/usr DESTDIR=build/deb/root
+	tools/make-deb build/deb/root $$(sed -n 's/^#define TF_VERSION "\(.*\)"/\1/p' common/options.h) build/deb
 
 clean: ## remove what was built (the model stays)
-	rm -rf build/release build/debug build/asan build/tsan
+	rm -rf build/release build/debug build/asan build/tsan build/fuzz build/deb

@@ -4,6 +4,7 @@
  * is touched. */
 #include "cli/caption_options.h"
 #include "cli/command.h"
+#include "cli/page.h"
 #include "cli/ready.h"
 #include "cli/run.h"
 #include "common/clock.h"
@@ -382,6 +383,17 @@ static void tell_summary(caption *self, const char *output, const char *errors) 
   tf_buffer_free(&summary);
 }
 
+/* The page shows all that the output holds, what earlier runs wrote, too. */
+static void write_page(const caption *self, const char *output, tf_code *code, tf_error *why) {
+  tf_page_counts counts;
+  tf_page_config page = {.output = output,
+                         .page = self->config.report,
+                         .threads = (int)self->config.threads,
+                         .max_pixels = self->config.max_pixels};
+  *code = tf_page_write(&page, &counts, why);
+  if (!*code && !self->config.quiet) fprintf(stderr, "report: %s\n", page.page);
+}
+
 static int close_run(caption *self, tf_code code) {
   bool begun = self->output.begun;
   char *output = begun && self->output.captions.path ? strdup(self->output.captions.path) : NULL;
@@ -399,6 +411,10 @@ static int close_run(caption *self, tf_code code) {
     tell_summary(self, output, errors);
   else if (code == TF_ERR_CANCELLED)
     tf_say("interrupted");
+  if (!code && output && self->config.report) {
+    write_page(self, output, &code, &self->error);
+    if (code) tf_say("%s", self->error.text);
+  }
   free(output);
   free(errors);
   if (code) return code == TF_ERR_INVALID_ARGUMENT ? TF_EXIT_USAGE : TF_EXIT_FAILED;

@@ -16,6 +16,8 @@ static const tf_option options[] = {
     {"output", 'o', TF_OPTION_STRING, FIELD(output), 0, 0, NULL, "FILE",
      "Write the lines to FILE, or go on where an earlier run left it; else to standard output"},
     {"format", 0, TF_OPTION_CHOICE, FIELD(format), 0, 0, "jsonl", "jsonl|csv", "JSON Lines, or CSV with a header"},
+    {"report", 0, TF_OPTION_STRING, FIELD(report), 0, 0, NULL, "PAGE",
+     "At the end, write one HTML page of all that FILE holds, with thumbnails"},
     {"sidecar", 0, TF_OPTION_FLAG, FIELD(sidecar), 0, 0, NULL, NULL,
      "Write photo.txt beside each photo; without --output only that, and photos that have one are done"},
     {"overwrite", 0, TF_OPTION_FLAG, FIELD(overwrite), 0, 0, NULL, NULL,
@@ -126,6 +128,8 @@ tf_code tf_caption_check(tf_caption_config *config, const char **names, size_t n
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--prompt is empty: leave it out for the model's own");
   if (config->output && !config->output[0])
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--output is empty: name a file, or leave it out");
+  if (config->report && (!config->report[0] || !config->output))
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--report PAGE shows what is in FILE: give --output FILE, too");
   if (prompt && (strlen(prompt) > PROMPT_BYTES_MAX || !tf_utf8_is_valid(prompt, strlen(prompt))))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--prompt: at most %d bytes of UTF-8", PROMPT_BYTES_MAX);
   return tf_pace_parse(config->within, config->finish_by, tf_unix_ms(), &config->finish_unix_ms, error);

@@ -4,6 +4,7 @@
 #include "cli/inputs.h"
 
 #include "cli/glob.h"
+#include "image/kind.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -51,8 +52,8 @@ struct tf_inputs {
   uint64_t skipped;
 };
 
-static const char *const image_extensions[] = {"jpg",  "jpeg", "jpe", "jfif", "png", "webp", "heic",
-                                               "heif", "gif",  "tif", "tiff", "bmp", "avif"};
+static const char *const image_extensions[] = {"jpg",  "jpeg", "jpe",  "jfif", "png", "webp", "heic",
+                                               "heif", "hif",  "avif", "gif",  "tif", "tiff", "bmp"};
 
 bool tf_inputs_is_image_name(const char *name) {
   const char *dot = strrchr(name, '.');
@@ -247,12 +248,12 @@ static int read_names(level *top) {
 static bool has_image_signature(const char *path) {
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (fd < 0) return false;
-  unsigned char head[3] = {0};
+  unsigned char head[TF_IMAGE_HEAD_BYTES];
+  const char *name;
   struct stat status;
-  bool is_jpeg = fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && pread(fd, head, sizeof head, 0) == sizeof head &&
-                 head[0] == 0xff && head[1] == 0xd8 && head[2] == 0xff;
+  ssize_t size = fstat(fd, &status) == 0 && S_ISREG(status.st_mode) ? pread(fd, head, sizeof head, 0) : -1;
   close(fd);
-  return is_jpeg;
+  return size > 2 && tf_image_kind_is_read(tf_image_kind_tell(head, (size_t)size, &name));
 }
 
 /* TF_INPUT_PAUSE: a name that is not wanted, or a folder that was opened. */

@@ -46,9 +46,9 @@ void tf_inputs_free(tf_inputs **self);
 
 /* The next image. Looks at no more than names_max names (so that a caller's loop stays alive in a huge folder).
  * A file named as an argument is always an image. An argument that is not there and holds * ? or [ is a pattern
- * (cli/glob.h), whose matches are treated as a folder's content. In a folder, regular files with an image's extension
- * or a JPEG's first bytes are images; hidden names are passed over; the rest is counted as skipped. Links are followed;
- * every folder is visited once an argument, so that loops end. */
+ * (cli/glob.h), whose matches are treated as a folder's content. In a folder, regular files with an image's extension,
+ * or with the first bytes of a format that is read, are images; hidden names are passed over; the rest is counted as
+ * skipped. Links are followed; every folder is visited once an argument, so that loops end. */
 tf_input_kind tf_inputs_next(tf_inputs *self, size_t names_max, tf_input *out);
 
 /* Files in folders that are no images, so far. */

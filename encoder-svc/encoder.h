@@ -4,7 +4,7 @@
 #ifndef TF_ENCODER_ENCODER_H
 #define TF_ENCODER_ENCODER_H
 
-#include "encoder-svc/image.h"
+#include "image/image.h"
 #include "tensor/model_dir.h"
 #include "tensor/parallel.h"
 

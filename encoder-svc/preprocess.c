@@ -5,7 +5,7 @@
 
 #include <stdlib.h>
 
-#include "encoder-svc/resize.h"
+#include "image/resize.h"
 
 tf_code tf_preprocess(const tf_image *image, int32_t size, const float mean[3], const float std[3], float *out,
                       tf_error *error) {

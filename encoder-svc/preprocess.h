@@ -4,7 +4,7 @@
 #ifndef TF_ENCODER_PREPROCESS_H
 #define TF_ENCODER_PREPROCESS_H
 
-#include "encoder-svc/image.h"
+#include "image/image.h"
 
 /* out: [3, size, size] = (value / 255 - mean) / std by channel, value from tf_resize_bicubic. mean, std: [3].
  * Thread-safe. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY. */

@@ -4,7 +4,7 @@
 #include <stdio.h>
 
 #include "encoder-svc/preprocess.h"
-#include "encoder-svc/resize.h"
+#include "image/resize.h"
 #include "tests/golden/vision_golden.h"
 
 static const double TOLERANCE = 1e-6;

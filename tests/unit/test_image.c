@@ -4,10 +4,10 @@
 #include <criterion/criterion.h>
 #include <math.h>
 
-#include "encoder-svc/exif.h"
-#include "encoder-svc/image.h"
-#include "encoder-svc/jpeg.h"
-#include "encoder-svc/resize.h"
+#include "image/exif.h"
+#include "image/image.h"
+#include "image/jpeg.h"
+#include "image/resize.h"
 #include "tests/unit/jpeg_writer.h"
 
 static const tf_image_limits no_limits = {.pixels_max = 250000000};
@@ -295,20 +295,9 @@ Test(image, other_formats_are_named) {
     const char *bytes;
     size_t size;
     const char *name;
-  } heads[] = {{"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 16, "PNG"},
-               {"GIF89a\1\0\1\0", 10, "GIF"},
-               {"RIFF\x24\0\0\0WEBPVP8 ", 16, "WebP"},
-               {"\0\0\0\x18"
-                "ftypheic\0\0\0\0",
-                16, "HEIC"},
-               {"\0\0\0\x1c"
-                "ftypavif\0\0\0\0",
-                16, "AVIF"},
-               {"\0\0\0\x1c"
+  } heads[] = {{"\0\0\0\x1c"
                 "ftypisom\0\0\0\0",
                 16, "video"},
-               {"II*\0\x08\0\0\0", 8, "TIFF"},
-               {"MM\0*\0\0\0\x08", 8, "TIFF"},
                {"BM\x36\0\0\0", 6, "BMP"},
                {"%PDF-1.7\n", 9, "PDF"},
                {"PK\3\4\x14\0", 6, "ZIP"},

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "encoder-svc/resize.h"
+#include "image/resize.h"
 
 enum { SIDE_MAX = 64 };
 

@@ -1,7 +1,7 @@
-/* EXIF orientation. In: the payload of an APP1 marker. Out: 1..8, or 0 for a payload of another kind.
+/* EXIF orientation. In: the payload of an APP1 marker, or the TIFF block alone. Out: 1..8, or 0 for another payload.
  * Walks the first directory of the TIFF block only; the tag always lives there.
  * Offsets come from the file, so each is checked by subtraction before it is used. */
-#include "encoder-svc/exif.h"
+#include "image/exif.h"
 
 #include <stdbool.h>
 #include <string.h>
@@ -35,8 +35,10 @@ static uint32_t entry_orientation(const uint8_t *entry, bool big_endian) {
 
 int tf_exif_orientation(const uint8_t *data, size_t size) {
   if (size < EXIF_PREFIX_BYTES || memcmp(data, "Exif\0", EXIF_PREFIX_BYTES - 1) != 0) return 0;
-  const uint8_t *tiff = data + EXIF_PREFIX_BYTES;
-  size_t tiff_bytes = size - EXIF_PREFIX_BYTES;
+  return tf_exif_tiff_orientation(data + EXIF_PREFIX_BYTES, size - EXIF_PREFIX_BYTES);
+}
+
+int tf_exif_tiff_orientation(const uint8_t *tiff, size_t tiff_bytes) {
   if (tiff_bytes < TIFF_HEADER_BYTES) return 1;
   bool big_endian = memcmp(tiff, "MM", 2) == 0;
   if (!big_endian && memcmp(tiff, "II", 2) != 0) return 1;

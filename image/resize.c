@@ -1,7 +1,7 @@
 /* Antialiased bicubic resize. In: RGB rows, two sizes. Out: RGB rows, rounded as Pillow rounds.
  * Rows are convolved first, into 8-bit intermediate pixels, then columns; weights are doubles, normalised, then 22-bit
  * fixed point. The order of these steps decides the last bit, so it is kept even where another would be faster. */
-#include "encoder-svc/resize.h"
+#include "image/resize.h"
 
 #include <stdbool.h>
 #include <stdlib.h>

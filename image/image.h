@@ -1,7 +1,9 @@
-/* Image bytes to upright RGB pixels. In: the bytes of one file, limits. Out: 8-bit RGB, dense rows, EXIF orientation
- * applied. Told by content, not by name. Never aborts: libjpeg's errors come back as codes. No I/O. */
-#ifndef TF_ENCODER_IMAGE_H
-#define TF_ENCODER_IMAGE_H
+/* Image bytes to upright RGB pixels. In: the bytes of one file, limits. Out: 8-bit RGB, dense rows, orientation
+ * applied, transparency over white. JPEG, PNG, WebP, HEIC, AVIF, GIF, TIFF, told by content, not by name; of several
+ * pictures the first. Colour profiles and gamma are not applied, as in Pillow. Never aborts, exits or prints. No I/O.
+ */
+#ifndef TF_IMAGE_IMAGE_H
+#define TF_IMAGE_IMAGE_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,7 +18,8 @@ typedef struct tf_image {
 } tf_image;
 
 typedef struct tf_image_limits {
-  int64_t pixels_max;  /* from the header, before memory is taken: TF_ERR_IMAGE_TOO_LARGE */
+  int64_t pixels_max;  /* from the header, before memory is taken: TF_ERR_IMAGE_TOO_LARGE. Formats other than JPEG
+                        * take up to 16 bytes of memory a pixel while they are decoded */
   int32_t side_wanted; /* the shorter side may shrink to no less than this (JPEG DCT scaling); 0: full size */
 } tf_image_limits;
 

@@ -1,8 +1,8 @@
 /* Antialiased bicubic resize of 8-bit RGB, equal to Pillow's Image.resize((w, h), BICUBIC) bit by bit.
  * In: RGB rows, two sizes. Out: RGB rows.
  * Source: the published algorithm of Pillow's resampling (convolution in two passes, fixed-point weights). */
-#ifndef TF_ENCODER_RESIZE_H
-#define TF_ENCODER_RESIZE_H
+#ifndef TF_IMAGE_RESIZE_H
+#define TF_IMAGE_RESIZE_H
 
 #include <stdint.h>
 

@@ -1,7 +1,7 @@
 /* JPEG decoding. In: the bytes of one file in memory, limits. Out: RGB rows as stored in the file, EXIF orientation.
  * libjpeg reports failure by a call that must not return; it leaves by longjmp to the one setjmp in tf_jpeg_decode.
  * All state lives in one struct whose address outlives the jump, so no local needs to be volatile. */
-#include "encoder-svc/jpeg.h"
+#include "image/jpeg.h"
 
 #include <setjmp.h>
 #include <stdio.h>
@@ -12,7 +12,8 @@
 
 #include <jerror.h>
 
-#include "encoder-svc/exif.h"
+#include "image/exif.h"
+#include "image/formats.h"
 
 enum {
   MARKER_EXIF = JPEG_APP0 + 1,
@@ -43,12 +44,6 @@ typedef struct jpeg_decoder {
 } jpeg_decoder;
 
 /* ---- errors and warnings ---- */
-
-static void record_warning(jpeg_decoder *self, const char *text) {
-  if (self->image.warned) return; /* the first says most; the others follow from it */
-  self->image.warned = true;
-  snprintf(self->image.warning, sizeof self->image.warning, "%s", text);
-}
 
 static _Noreturn void escape_with(jpeg_decoder *self, tf_code code, const char *text) {
   self->code = tf_fail(self->error, code, "%s", text);
@@ -102,7 +97,7 @@ static void on_message(j_common_ptr info, int level) {
   }
   char text[JMSG_LENGTH_MAX];
   self->errors.format_message(info, text);
-  record_warning(self, text);
+  tf_image_warn(&self->image, "%s", text);
 }
 
 static void on_print(j_common_ptr info) {
@@ -131,7 +126,7 @@ static boolean on_source_empty(j_decompress_ptr info) {
   /* Single scan: the entropy decoder reads ahead, so the bytes may not be needed at all; where they are,
    * JWRN_HIT_MARKER follows. Several scans or arithmetic coding: what is missing would not be noticed. */
   if (self->multiscan || self->info.arith_code) escape_truncated(self);
-  record_warning(self, "no end-of-image marker");
+  tf_image_warn(&self->image, "no end-of-image marker");
   self->source.next_input_byte = end_marker;
   self->source.bytes_in_buffer = sizeof end_marker;
   return TRUE;
@@ -295,7 +290,7 @@ tf_code tf_jpeg_decode(const uint8_t *data, size_t size, const tf_image_limits *
   if (setjmp(self->escape) == 0)
     decode(self, limits, size, orientation);
   else if (self->complete) {
-    record_warning(self, "damaged after the last row");
+    tf_image_warn(&self->image, "damaged after the last row");
     self->code = TF_OK;
   }
   jpeg_destroy_decompress(&self->info);
