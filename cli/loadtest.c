@@ -99,7 +99,8 @@ static tf_code find_photos(loadtest *self, const char *const *names, size_t coun
   tf_input input;
   for (tf_input_kind kind = TF_INPUT_PAUSE; code == TF_OK && kind != TF_INPUT_END && self->photo_count < PHOTOS_MAX;) {
     kind = tf_inputs_next(inputs, 4096, &input);
-    if (kind == TF_INPUT_ERROR) code = tf_fail(&self->error, input.error.code, "%s", input.error.text);
+    if (kind == TF_INPUT_ERROR)
+      code = tf_fail(&self->error, input.error.code, "%.300s: %.200s", input.image, input.error.text);
     if (kind != TF_INPUT_IMAGE) continue;
     self->photos[self->photo_count] = strdup(input.path);
     if (!self->photos[self->photo_count++]) code = tf_fail(&self->error, TF_ERR_OUT_OF_MEMORY, "out of memory");

@@ -96,11 +96,12 @@ static const char *plural(uint32_t count) {
 static double offered(const tf_sim_result *result, size_t at) {
   return (double)result->moments[at].arrived / result->step_s;
 }
-/* Where a step holds few jobs, over its neighbours too: the rate is meant, not the scatter. */
+/* Where a step holds few jobs, its neighbours count too: the rate and the mean are meant, not the scatter. */
+enum { NEIGHBOURS = 4, JOBS_FOR_RATE = 60, JOBS_FOR_MEAN = 4 };
+
 static double captioned(const tf_sim_result *result, size_t at) {
-  enum { NEIGHBOURS = 4, ENOUGH = 60 };
   double jobs = 0, steps = 0;
-  for (size_t away = 0; away <= NEIGHBOURS && jobs < ENOUGH; away++) {
+  for (size_t away = 0; away <= NEIGHBOURS && jobs < JOBS_FOR_RATE; away++) {
     if (at + away < result->moment_count) jobs += (double)result->moments[at + away].finished, steps++;
     if (away > 0 && away <= at) jobs += (double)result->moments[at - away].finished, steps++;
   }
@@ -110,11 +111,26 @@ static double depth(const tf_sim_result *result, size_t at) {
   return result->moments[at].seen ? result->moments[at].unfinished : NAN;
 }
 static double tokens(const tf_sim_result *result, size_t at) {
-  const tf_sim_moment *moment = &result->moments[at];
-  return moment->assigned ? moment->tokens / (double)moment->assigned : NAN;
+  double sum = 0, jobs = 0;
+  for (size_t away = 0; away <= NEIGHBOURS && jobs < JOBS_FOR_MEAN; away++) {
+    if (at + away < result->moment_count)
+      sum += result->moments[at + away].tokens, jobs += (double)result->moments[at + away].assigned;
+    if (away > 0 && away <= at)
+      sum += result->moments[at - away].tokens, jobs += (double)result->moments[at - away].assigned;
+  }
+  return jobs > 0 ? sum / jobs : NAN;
 }
 static double wait_p95(const tf_sim_result *result, size_t at) {
-  return result->moments[at].finished ? tf_sim_moment_wait_s(&result->moments[at], 0.95) : NAN;
+  tf_sim_moment sum = {0};
+  for (size_t away = 0; away <= NEIGHBOURS && sum.finished < JOBS_FOR_MEAN; away++) {
+    for (size_t side = 0; side < (away ? 2 : 1); side++) {
+      if (side == 0 ? at + away >= result->moment_count : away > at) continue;
+      const tf_sim_moment *one = &result->moments[side == 0 ? at + away : at - away];
+      sum.finished += one->finished;
+      for (size_t i = 0; i < TF_SIM_WAIT_BINS; i++) sum.waits[i] += one->waits[i];
+    }
+  }
+  return sum.finished ? tf_sim_moment_wait_s(&sum, 0.95) : NAN;
 }
 static double llms(const tf_sim_result *result, size_t at) {
   return result->moments[at].seen ? result->moments[at].llms : NAN;

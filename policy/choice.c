@@ -86,7 +86,8 @@ static double finite_or_zero(double value) {
 /* What jobs without limits of their own get on average, so that all together make the budget. */
 static double free_budget(const tf_policy_mix *mix, double budget, double least, double most) {
   double share = fmax(1 - finite_or_zero(mix->bound_share), FREE_SHARE_MIN);
-  return fmin(fmax(budget - finite_or_zero(mix->bound) / share, least), most);
+  double left = budget - finite_or_zero(mix->bound);
+  return budget >= most ? most : fmin(fmax(left / share, least), most);
 }
 
 /* One of the two counts beside `mean`; *carry is what the jobs before got too little. */
@@ -101,11 +102,11 @@ static uint32_t diffuse(const tf_policy_job *job, double mean, double carry, dou
   return n;
 }
 
-/* A job whose limits decided: the others make up for it. A free one: only their share is known to be larger. */
-static void remember(tf_policy_mix *mix, bool bound, double above_budget) {
+/* Whether a job's own limits decided its n: the others make up for such jobs. */
+static void remember(tf_policy_mix *mix, bool bound, uint32_t n) {
   mix->bound = finite_or_zero(mix->bound);
   mix->bound_share = finite_or_zero(mix->bound_share);
-  mix->bound += ((bound ? above_budget : 0) - mix->bound) / BOUND_JOBS;
+  mix->bound += ((bound ? n : 0) - mix->bound) / BOUND_JOBS;
   mix->bound_share += ((bound ? 1 : 0) - mix->bound_share) / BOUND_JOBS;
 }
 
@@ -152,6 +153,6 @@ tf_policy_choice tf_policy_choose(const tf_policy_state *state, const tf_policy_
   choice.reason = reason_for(load, job, choice.vision_tokens, wanted, mean >= most);
   bool bound = choice.vision_tokens != wanted || (job->minimum && job->minimum == job->maximum);
   if (!bound) mix->carry = carry;
-  remember(mix, bound, choice.vision_tokens - budget);
+  remember(mix, bound, choice.vision_tokens);
   return choice;
 }

@@ -11,7 +11,6 @@
 
 #define UTILISATION_DEFAULT 0.9
 #define WAIT_SHARE          0.5 /* the predicted wait is held under this share of the target: load is random, N is kept */
-#define ENCODER_FLAT        0.05   /* an encoder that gains less than this from fewer tokens gains nothing */
 #define IDLE_MS             1000.0 /* nothing unfinished for so long: full detail, whatever came before */
 #define GAP_MS_MAX          1000.0 /* the budget moves no further after a pause than it does in this time */
 #define PACE_RESERVE        0.95   /* of the time left that a paced run plans with */
@@ -49,13 +48,11 @@ static double goal(const tf_policy_config *config, const tf_policy_load *load, c
   double wait_s = target_ms_of(config) * WAIT_SHARE / 1000;
   tf_backlog backlog = backlog_of(load, tiers);
   double arrivals = arrivals_per_s > 0 ? fmin(arrivals_per_s, JOBS_MAX) / utilisation_of(config) : 0;
-  double encoders_most = tf_curve_per_s(tiers, &tiers->encode, tiers->counts[0]);
-  double encode = fmin(fmax(arrivals, backlog.encode / wait_s), encoders_most);
-  double by_encode = tf_curve_mean_for(tiers, &tiers->encode, encode * (1 - ENCODER_FLAT));
   /* The time in the encoder is no wait, but the LLM works off its queue meanwhile. */
-  double decode = fmax(arrivals, backlog.decode / (wait_s + tiers->encode_latency_ms / 1000));
-  decode = fmin(decode, encoders_most / utilisation_of(config) + backlog.in_decode / wait_s);
-  return fmin(by_encode, tf_curve_mean_for(tiers, &tiers->decode, decode));
+  double wanted = fmax(arrivals, backlog.decode / (wait_s + tiers->encode_latency_ms / 1000));
+  double encoders_most = tf_curve_per_s(tiers, &tiers->encode, tiers->counts[0]);
+  wanted = fmin(wanted, encoders_most / utilisation_of(config) + backlog.in_decode / wait_s);
+  return tf_curve_mean_for(tiers, &tiers->decode, wanted);
 }
 
 double tf_policy_goal(const tf_policy_config *config, const tf_policy_load *load, double arrivals_per_s) {
@@ -131,9 +128,7 @@ double tf_policy_pace_budget(const tf_policy_load *load, int64_t remaining_jobs,
   if (left_ms <= 0) return tiers.counts[0];
   double per_s = jobs_of(remaining_jobs) * 1000 / ((double)left_ms * PACE_RESERVE);
   double encoders_most = tf_curve_per_s(&tiers, &tiers.encode, tiers.counts[0]);
-  double encode = fmin(per_s, encoders_most) * (1 - ENCODER_FLAT);
-  return fmin(tf_curve_mean_for(&tiers, &tiers.encode, encode),
-              tf_curve_mean_for(&tiers, &tiers.decode, fmin(per_s, encoders_most)));
+  return tf_curve_mean_for(&tiers, &tiers.decode, fmin(per_s, encoders_most));
 }
 
 /* Until service is measured a tier wants what it has, and one worker where it has none and jobs wait. */

@@ -70,7 +70,7 @@ typedef struct tf_policy_state {
 /* How one router's jobs make up the budget; all zero is the start. One for the policy, one for each paced run. */
 typedef struct tf_policy_mix {
   double carry;       /* tokens that earlier jobs got too few (rounding) */
-  double bound;       /* smoothed: tokens above budget that jobs take whose own limits decide, spread over all jobs */
+  double bound;       /* smoothed: tokens of jobs whose own limits decide, 0 for others */
   double bound_share; /* smoothed: how many of all jobs those are */
 } tf_policy_mix;
 

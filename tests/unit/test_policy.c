@@ -240,6 +240,14 @@ Test(policy, free_jobs_make_up_for_those_with_limits) {
   cr_assert(fabs(sum / 1000 - 180) < 5, "%g", sum / 1000);
 }
 
+Test(policy, what_others_forced_once_costs_no_detail_at_idle) {
+  tf_policy_mix mix = {0};
+  for (int i = 0; i < 1000; i++) choose_at(64, &mix, 256, 256);
+  cr_assert_eq(choose_at(256, &mix, 0, 0).vision_tokens, 256u);
+  cr_assert_eq(choose_at(256, &mix, 0, 0).reason, TF_REASON_IDLE);
+  cr_assert_eq(choose_at(100, &mix, 0, 0).vision_tokens, 64u);
+}
+
 Test(policy, reasons_say_why) {
   struct {
     double budget;
