@@ -80,9 +80,6 @@ TRAIN_PYTHON := PYTHONPATH=tools MALLOC_ARENA_MAX=1 $(TRAIN_VENV)/bin/python
 $(TRAIN_VENV)/ready: train/requirements.txt
 	@echo "  making $(TRAIN_VENV) (PyTorch: some gigabytes)"
 	@python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r train/requirements.txt && touch $@
-loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
-	@$(MAKE) --no-print-directory -j$(JOBS) build model
-	@BUILD=$(B) bench/loadtest.sh
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run
