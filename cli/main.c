@@ -12,6 +12,7 @@
 static const tf_command commands[] = {
     {"caption", "write a caption for every photo in files and folders", tf_caption_main},
     {"up", "run the whole service on this machine until it is stopped", tf_up_main},
+    {"keygen", "make the keys that encrypt the traffic between the tiers", tf_keygen_main},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 

@@ -21,6 +21,7 @@ enum { POLL_US = 100000, NOTE_MS = 5000, REPORT_BYTES_MAX = 65536 };
 typedef struct up_config {
   const char *redis, *queue, *model, *bind, *tensor_bind, *health, *log_level;
   tf_string_list allow_dirs;
+  tf_curve_options curve;
   bool insecure;
   int64_t threads, max_pixels, drain_timeout_s;
 } up_config;
@@ -39,6 +40,12 @@ static const tf_option options[] = {
      "Where more encoders may reach the LLM, e.g. tcp://127.0.0.1:7703"},
     {"health", 0, TF_OPTION_CHOICE, FIELD(health), 0, 0, "on", "on|off",
      "Health and metrics on 127.0.0.1:9101, 9102, 9103"},
+    {"curve-key", 0, TF_OPTION_STRING, FIELD(curve.key), 0, 0, NULL, "FILE",
+     "CURVE keys of the services (`tokenflex keygen`), where others may reach them"},
+    {"curve-server", 0, TF_OPTION_STRING, FIELD(curve.server), 0, 0, NULL, "FILE",
+     "Public key of the routers and LLMs that they connect to; else their own"},
+    {"curve-allow", 0, TF_OPTION_STRING, FIELD(curve.allow), 0, 0, NULL, "FILE",
+     "Public keys of others that may connect to them"},
     {"insecure", 0, TF_OPTION_FLAG, FIELD(insecure), 0, 0, NULL, NULL, "Allow addresses that others can reach"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},
     {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels", "Larger pictures are errors"},
@@ -161,7 +168,8 @@ static int run_up(up_config *config) {
                                   .log_level = config->log_level,
                                   .served = true,
                                   .health = strcmp(config->health, "on") == 0,
-                                  .insecure = config->insecure};
+                                  .insecure = config->insecure,
+                                  .curve = config->curve};
   code = tf_stack_start(&stack_config, &stack, &error);
   if (stack && !tf_stack_alive(stack, &report))
     code = TF_ERR_WORKER_LOST;

@@ -9,6 +9,7 @@
 #include "common/metrics.h"
 #include "common/options.h"
 #include "common/reactor.h"
+#include "proto/curve.h"
 #include "proto/wire.h"
 
 typedef struct tf_peers tf_peers;
@@ -30,7 +31,8 @@ typedef struct tf_peers_config {
   /* Gets every JOB and CANCEL. To keep the message take it and set *message = NULL; free with tf_peers_message_free. */
   void (*on_message)(void *context, tf_message **message);
   void *context;
-  tf_metrics *metrics; /* borrowed */
+  tf_metrics *metrics;   /* borrowed */
+  const tf_curve *curve; /* borrowed; NULL: no keys */
 } tf_peers_config;
 
 /* Connects to every endpoint (a router may come later). Errors: INVALID_ARGUMENT names the endpoint; OUT_OF_MEMORY. */
