@@ -19,6 +19,11 @@ typedef struct tf_command {
 
 int tf_caption_main(int argc, char **argv);
 int tf_up_main(int argc, char **argv);
+int tf_submit_main(int argc, char **argv);
+int tf_status_main(int argc, char **argv);
+int tf_cancel_main(int argc, char **argv);
+int tf_dead_main(int argc, char **argv);
+int tf_drain_main(int argc, char **argv);
 int tf_keygen_main(int argc, char **argv);
 
 /* Options and words of a command; every option of config gets its value. *words is malloc'ed: the caller frees.

@@ -12,6 +12,11 @@
 static const tf_command commands[] = {
     {"caption", "write a caption for every photo in files and folders", tf_caption_main},
     {"up", "run the whole service on this machine until it is stopped", tf_up_main},
+    {"submit", "put jobs on a queue, and wait for them where asked to", tf_submit_main},
+    {"status", "show a queue, its workers and its load", tf_status_main},
+    {"cancel", "stop jobs that wait or run", tf_cancel_main},
+    {"dead", "list, show, retry or drop jobs that were given up", tf_dead_main},
+    {"drain", "let a worker finish what it has, and end", tf_drain_main},
     {"keygen", "make the keys that encrypt the traffic between the tiers", tf_keygen_main},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };

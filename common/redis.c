@@ -128,6 +128,15 @@ tf_code tf_redis_url_parse(const char *text, tf_redis_url *out, tf_error *error)
                  "Redis URL: expected redis://[user:password@]host[:port][/db] or unix:///path[?db=N]");
 }
 
+void tf_redis_place(const tf_redis_url *url, char *out, size_t out_bytes) {
+  if (!url->unix_path[0])
+    snprintf(out, out_bytes, "redis://%s:%d/%d", url->host, url->port, url->database);
+  else if (url->database)
+    snprintf(out, out_bytes, "unix://%s?db=%d", url->unix_path, url->database);
+  else
+    snprintf(out, out_bytes, "unix://%s", url->unix_path);
+}
+
 /* Where the connection goes, for error texts; no credentials. */
 static const char *place(const tf_redis_url *url, char *out, size_t out_bytes) {
   if (url->unix_path[0])

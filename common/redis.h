@@ -17,6 +17,9 @@ typedef struct tf_redis_url {
 } tf_redis_url;
 
 tf_code tf_redis_url_parse(const char *text, tf_redis_url *out, tf_error *error);
+/* "redis://host:port/db" or "unix:///path[?db=N]", without user and password: fit to be shown, and to tell servers
+ * apart. */
+void tf_redis_place(const tf_redis_url *url, char *out, size_t out_bytes);
 /* Connects, AUTHs, SELECTs. The caller frees with redisFree. The password never appears in an error text. */
 tf_code tf_redis_connect(const tf_redis_url *url, int64_t timeout_ms, redisContext **out, tf_error *error);
 /* "tf:{queue}:suffix" into out. Queue names: 1..64 of [A-Za-z0-9._-]; others give TF_ERR_INVALID_ARGUMENT. */

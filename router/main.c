@@ -9,6 +9,7 @@
 typedef struct process {
   tf_router_config config;
   tf_service_options common;
+  char wire_queue[TF_QUEUE_BYTES_MAX + 1];
   tf_router *router;
 } process;
 
@@ -33,7 +34,10 @@ static const tf_option options[] = {
 /* clang-format on */
 
 static tf_code check(void *context, tf_error *error) {
-  const process *self = context;
+  process *self = context;
+  self->config.wire_queue = self->wire_queue;
+  tf_code code = tf_router_wire_queue(self->config.redis, self->config.queue, self->wire_queue, error);
+  if (code != TF_OK) return code;
   return tf_curve_check_bind(&self->common.curve, "bind", self->config.bind, self->config.insecure, error);
 }
 

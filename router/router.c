@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "common/log.h"
 #include "proto/wire_watch.h"
@@ -87,7 +88,7 @@ static void on_hello(tf_router *self, const tf_message *message) {
                 TF_STR("pair_hash", worker->pair_hash), TF_STR("endpoint", worker->tensor_endpoint));
   tf_message answer = {.type = TF_MESSAGE_HELLO};
   answer.u.hello = (tf_hello){
-      .role = TF_ROLE_ROUTER, .instance = self->instance, .queue = self->config->queue, .version = TF_VERSION};
+      .role = TF_ROLE_ROUTER, .instance = self->instance, .queue = self->config->wire_queue, .version = TF_VERSION};
   send_to(self, worker, &answer);
   tf_control_hello(self->control, worker);
 }
@@ -313,11 +314,20 @@ static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_
   return tf_intake_new(&intake, &self->intake);
 }
 
+tf_code tf_router_wire_queue(const char *redis_url, const char *queue, char out[TF_QUEUE_BYTES_MAX + 1],
+                             tf_error *error) {
+  char key[TF_REDIS_KEY_BYTES_MAX], place[400];
+  if (tf_redis_key(queue, "jobs:0", key, sizeof key) != TF_OK)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--queue '%.80s': a name is 1 to 64 of A-Z a-z 0-9 . _ -", queue);
+  tf_redis_url url;
+  tf_code code = tf_redis_url_parse(redis_url, &url, error);
+  if (code != TF_OK) return code;
+  tf_redis_place(&url, place, sizeof place);
+  snprintf(out, TF_QUEUE_BYTES_MAX + 1, "%s@%08x", queue, (unsigned)XXH3_64bits(place, strlen(place)));
+  return TF_OK;
+}
+
 tf_code tf_router_new(const tf_router_config *config, const tf_service *service, tf_router **out, tf_error *error) {
-  char key[TF_REDIS_KEY_BYTES_MAX];
-  if (tf_redis_key(config->queue, "jobs:0", key, sizeof key) != TF_OK)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--queue '%.80s': a name is 1 to 64 of A-Z a-z 0-9 . _ -",
-                   config->queue);
   tf_redis_url url;
   tf_code code = tf_redis_url_parse(config->redis, &url, error);
   if (code != TF_OK) return code;

@@ -9,6 +9,12 @@
 
 typedef struct tf_router tf_router;
 
+/* The name of a queue among workers, NAME@PLACE: queues of one name on two Redis servers are two queues, and their
+ * entries may have equal names. PLACE is a hash of the server's address. INVALID_ARGUMENT: of the URL or the queue's
+ * name. */
+tf_code tf_router_wire_queue(const char *redis_url, const char *queue, char out[TF_QUEUE_BYTES_MAX + 1],
+                             tf_error *error);
+
 /* Binds and starts to connect; all borrowed, and must outlive the router. Errors name the option at fault. */
 tf_code tf_router_new(const tf_router_config *config, const tf_service *service, tf_router **out, tf_error *error);
 void tf_router_free(tf_router **self); /* after the reactor has stopped */
