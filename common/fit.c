@@ -1,5 +1,5 @@
 /* Least squares that forgets. In: observations. Out: costs of the terms, none below zero.
- * The sums of products fade by `keep` with each observation. With so few terms every choice of which are above zero can
+ * The sums of products fade with each observation. With so few terms every choice of which are above zero can
  * be solved and the best taken: that is exact, and takes a microsecond or two. */
 #include "common/fit.h"
 
@@ -7,21 +7,21 @@
 #include <math.h>
 #include <string.h>
 
-void tf_fit_init(tf_fit *self, int terms, double keep, const double *penalty) {
-  assert(terms > 0 && terms <= TF_FIT_TERMS_MAX && keep > 0 && keep <= 1);
-  *self = (tf_fit){.terms = terms, .keep = keep};
+void tf_fit_init(tf_fit *self, int terms, const double *penalty) {
+  assert(terms > 0 && terms <= TF_FIT_TERMS_MAX);
+  *self = (tf_fit){.terms = terms};
   memcpy(self->penalty, penalty, (size_t)terms * sizeof *penalty);
 }
 
-void tf_fit_add(tf_fit *self, const double *amounts, double total) {
+void tf_fit_add(tf_fit *self, const double *amounts, double total, double keep) {
+  assert(keep > 0 && keep <= 1);
   bool sound = isfinite(total) && total >= 0;
   for (int i = 0; i < self->terms; i++) sound = sound && isfinite(amounts[i]) && amounts[i] >= 0;
   if (!sound) return;
-  self->weight = self->weight * self->keep + 1;
+  self->weight = self->weight * keep + 1;
   for (int i = 0; i < self->terms; i++) {
-    self->target[i] = self->target[i] * self->keep + amounts[i] * total;
-    for (int j = 0; j < self->terms; j++)
-      self->moment[i][j] = self->moment[i][j] * self->keep + amounts[i] * amounts[j];
+    self->target[i] = self->target[i] * keep + amounts[i] * total;
+    for (int j = 0; j < self->terms; j++) self->moment[i][j] = self->moment[i][j] * keep + amounts[i] * amounts[j];
   }
   self->count++;
 }

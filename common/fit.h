@@ -11,17 +11,17 @@ enum { TF_FIT_TERMS_MAX = 4 };
 
 typedef struct tf_fit {
   int terms;
-  double keep;                      /* weight that is left of an observation after the next one, 0 to 1 */
   double penalty[TF_FIT_TERMS_MAX]; /* relative to the term's own weight: 1e-6 trusts it, 1e-2 wants evidence */
   double weight;                    /* of all observations; 0: none yet */
   double moment[TF_FIT_TERMS_MAX][TF_FIT_TERMS_MAX], target[TF_FIT_TERMS_MAX];
   uint64_t count; /* observations ever */
 } tf_fit;
 
-/* keep in (0, 1]; penalties above 0. */
-void tf_fit_init(tf_fit *self, int terms, double keep, const double *penalty);
-/* Amounts and the total that they took; values that are not finite or negative are left out. */
-void tf_fit_add(tf_fit *self, const double *amounts, double total);
+/* penalties above 0. */
+void tf_fit_init(tf_fit *self, int terms, const double *penalty);
+/* Amounts and the total that they took; values that are not finite or negative are left out. keep in (0, 1]: the weight
+ * that this leaves of all before. */
+void tf_fit_add(tf_fit *self, const double *amounts, double total, double keep);
 /* cost[terms], each >= 0; all 0 before the first observation. */
 void tf_fit_solve(const tf_fit *self, double *cost);
 

@@ -2,12 +2,15 @@
  * now. Fetches run on many threads that wait: they add to the latency, not to what the worker's time is. */
 #include "encoder-svc/meter.h"
 
+#include <math.h>
+
 enum { FIXED, IMAGES, VISION_TOKENS, TERMS };
 
-static const double KEEP = 0.98;  /* of a batch: half of the weight is in the last 35 */
-static const double IMAGE = 0.05; /* share of a new image in the smoothed times */
-static const double BATCH = 0.2;  /* share of a new batch in the smoothed size */
-static const double OUTLIER = 8;  /* a batch longer than so many usual ones of its kind is a stall, not a cost */
+static const double MEMORY_MS = 20000; /* of work: what is longer ago counts for little */
+static const double KEEP_MIN = 0.9;    /* of all before, however long one takes */
+static const double IMAGE = 0.05;      /* share of a new image in the smoothed times */
+static const double BATCH = 0.2;       /* share of a new batch in the smoothed size */
+static const double OUTLIER = 8;       /* a batch longer than so many usual ones of its kind is a stall, not a cost */
 static const uint64_t OUTLIERS_FROM = 16;
 static const double MS_MIN = 0.001;
 
@@ -16,7 +19,7 @@ void tf_encoder_meter_init(tf_encoder_meter *self, int batch_max, int decode_thr
   static const double penalty[TERMS] = {1e-3, 1e-6, 1e-3};
   *self = (tf_encoder_meter){.batch_max = batch_max > 0 ? batch_max : 1,
                              .decode_threads = decode_threads > 0 ? decode_threads : 1};
-  tf_fit_init(&self->fit, TERMS, KEEP, penalty);
+  tf_fit_init(&self->fit, TERMS, penalty);
 }
 
 static double blend(double old, double value, double share, bool first) {
@@ -32,7 +35,8 @@ void tf_encoder_meter_batch(tf_encoder_meter *self, int images, uint64_t vision_
     if (usual > 0 && ms > OUTLIER * usual) ms = OUTLIER * usual;
   }
   self->batch = blend(self->batch, images, BATCH, self->fit.count == 0);
-  tf_fit_add(&self->fit, amounts, ms);
+  double keep = exp(-ms / MEMORY_MS);
+  tf_fit_add(&self->fit, amounts, ms, keep > KEEP_MIN ? keep : KEEP_MIN);
 }
 
 void tf_encoder_meter_decoded(tf_encoder_meter *self, double ms) {

@@ -3,19 +3,22 @@
  * penalties hold the fixed part responsible for what a lone sequence's step takes, which is what it is. */
 #include "llm-svc/meter.h"
 
+#include <math.h>
+
 enum { FIXED, ROWS, DECODED, ATTENDED, TERMS };
 
-static const double KEEP = 0.995;    /* of a step: half of the weight is in the last 140 */
-static const double CAPTIONS = 0.05; /* share of a new caption in the smoothed lengths */
-static const double STEPS = 0.1;     /* share of a new step in the smoothed batch */
-static const double OUTLIER = 8;     /* a step longer than so many usual ones of its kind is a stall, not a cost */
+static const double MEMORY_MS = 20000; /* of work: what is longer ago counts for little */
+static const double KEEP_MIN = 0.98;   /* of all before, however long one takes */
+static const double CAPTIONS = 0.05;   /* share of a new caption in the smoothed lengths */
+static const double STEPS = 0.1;       /* share of a new step in the smoothed batch */
+static const double OUTLIER = 8;       /* a step longer than so many usual ones of its kind is a stall, not a cost */
 static const uint64_t OUTLIERS_FROM = 32;
 static const double MS_MIN = 0.001;
 
 void tf_llm_meter_init(tf_llm_meter *self, uint32_t sequences_max, uint32_t kv_tokens_max) {
   static const double penalty[TERMS] = {1e-6, 1e-6, 1e-3, 1e-3};
   *self = (tf_llm_meter){.sequences_max = sequences_max > 0 ? sequences_max : 1, .kv_tokens_max = kv_tokens_max};
-  tf_fit_init(&self->fit, TERMS, KEEP, penalty);
+  tf_fit_init(&self->fit, TERMS, penalty);
 }
 
 static double blend(double old, double value, double share, bool first) {
@@ -31,7 +34,8 @@ void tf_llm_meter_step(tf_llm_meter *self, const tf_llm_step_cost *cost, double 
     if (usual > 0 && ms > OUTLIER * usual) ms = OUTLIER * usual;
   }
   bool first = self->fit.count == 0;
-  tf_fit_add(&self->fit, amounts, ms);
+  double keep = exp(-ms / MEMORY_MS);
+  tf_fit_add(&self->fit, amounts, ms, keep > KEEP_MIN ? keep : KEEP_MIN);
   self->batch = blend(self->batch, cost->decoded, STEPS, first);
   self->prompt_rows = blend(self->prompt_rows, cost->prompt_rows, STEPS, first);
 }

@@ -21,11 +21,11 @@ static bool near(double got, double want, double share) {
 Test(fit, finds_the_costs_of_every_term) {
   static const double penalty[4] = {1e-6, 1e-6, 1e-6, 1e-6}, truth[4] = {20, 0.7, 3, 0.002};
   tf_fit fit;
-  tf_fit_init(&fit, 4, 0.99, penalty);
+  tf_fit_init(&fit, 4, penalty);
   for (int i = 0; i < 400; i++) {
     double x[4] = {1, 300 * random_unit(), 1 + 15 * random_unit(), 20000 * random_unit()}, total = 0;
     for (int j = 0; j < 4; j++) total += truth[j] * x[j];
-    tf_fit_add(&fit, x, total * (0.98 + 0.04 * random_unit()));
+    tf_fit_add(&fit, x, total * (0.98 + 0.04 * random_unit()), 0.99);
   }
   double cost[4];
   tf_fit_solve(&fit, cost);
@@ -35,10 +35,10 @@ Test(fit, finds_the_costs_of_every_term) {
 Test(fit, forgets_what_is_long_ago) {
   static const double penalty[1] = {1e-6};
   tf_fit fit;
-  tf_fit_init(&fit, 1, 0.9, penalty);
+  tf_fit_init(&fit, 1, penalty);
   double x = 2, cost;
-  for (int i = 0; i < 100; i++) tf_fit_add(&fit, &x, 10);
-  for (int i = 0; i < 100; i++) tf_fit_add(&fit, &x, 40);
+  for (int i = 0; i < 100; i++) tf_fit_add(&fit, &x, 10, 0.9);
+  for (int i = 0; i < 100; i++) tf_fit_add(&fit, &x, 40, 0.9);
   tf_fit_solve(&fit, &cost);
   cr_assert(near(cost, 20, 0.01), "%g", cost);
 }
@@ -46,20 +46,20 @@ Test(fit, forgets_what_is_long_ago) {
 Test(fit, no_cost_is_negative_and_none_is_made_up) {
   static const double penalty[2] = {1e-6, 1e-6};
   tf_fit fit;
-  tf_fit_init(&fit, 2, 1, penalty);
+  tf_fit_init(&fit, 2, penalty);
   double cost[2] = {7, 7};
   tf_fit_solve(&fit, cost);
   cr_assert(cost[0] == 0 && cost[1] == 0, "nothing seen");
   double few[2] = {1, 1}, many[2] = {1, 10}; /* more of the second takes less: that is noise, not a cost below zero */
-  for (int i = 0; i < 50; i++) tf_fit_add(&fit, few, 30), tf_fit_add(&fit, many, 20);
+  for (int i = 0; i < 50; i++) tf_fit_add(&fit, few, 30, 1), tf_fit_add(&fit, many, 20, 1);
   tf_fit_solve(&fit, cost);
   cr_assert(cost[1] == 0 && near(cost[0], 25, 0.01), "%g %g", cost[0], cost[1]);
   uint64_t count = fit.count;
   double bad[2] = {1, NAN}, below[2] = {-1, 1};
-  tf_fit_add(&fit, bad, 1);
-  tf_fit_add(&fit, below, 1);
-  tf_fit_add(&fit, few, INFINITY);
-  tf_fit_add(&fit, few, -1);
+  tf_fit_add(&fit, bad, 1, 1);
+  tf_fit_add(&fit, below, 1, 1);
+  tf_fit_add(&fit, few, INFINITY, 1);
+  tf_fit_add(&fit, few, -1, 1);
   cr_assert_eq(fit.count, count, "unsound values are left out");
 }
 
@@ -67,11 +67,12 @@ Test(fit, survives_any_sums) {
   static const double penalty[4] = {1e-6, 1e-3, 1e-3, 1e-6};
   for (int round = 0; round < 300; round++) {
     tf_fit fit;
-    tf_fit_init(&fit, 4, 0.5 + 0.5 * random_unit(), penalty);
+    double keep = 0.5 + 0.5 * random_unit();
+    tf_fit_init(&fit, 4, penalty);
     for (int i = 0; i < 30; i++) {
       double x[4];
       for (int j = 0; j < 4; j++) x[j] = random_unit() < 0.3 ? 0 : pow(10, 16 * random_unit() - 8);
-      tf_fit_add(&fit, x, pow(10, 16 * random_unit() - 8));
+      tf_fit_add(&fit, x, pow(10, 16 * random_unit() - 8), keep);
     }
     double cost[4];
     tf_fit_solve(&fit, cost);
@@ -231,8 +232,8 @@ Test(encoder_meter, follows_a_machine_that_became_slower) {
   tf_encoder_meter meter;
   float service[1], latency[1];
   tf_encoder_meter_init(&meter, 4, 2);
-  for (int i = 0; i < 200; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 10 + 20.0 * (1 + i % 4));
-  for (int i = 0; i < 200; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 30 + 60.0 * (1 + i % 4));
+  for (int i = 0; i < 1500; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 10 + 20.0 * (1 + i % 4));
+  for (int i = 0; i < 1500; i++) tf_encoder_meter_batch(&meter, 1 + i % 4, 256, 30 + 60.0 * (1 + i % 4));
   cr_assert(tf_encoder_meter_read(&meter, counts, 1, service, latency));
   cr_assert(near(service[0], 60 + 30 / 4.0, 0.1), "%g", service[0]);
 }
