@@ -16,7 +16,7 @@ typedef struct process {
 #define AT(field) (offsetof(process, config) + offsetof(tf_router_config, field))
 /* clang-format off */
 static const tf_option options[] = {
-  {"redis", 'r', TF_OPTION_STRING, AT(redis), 0, 0, "redis://127.0.0.1:6379", "URL", "redis://[user:password@]host[:port][/db] or unix:///path[?db=N]"},
+  {"redis", 'r', TF_OPTION_STRING, AT(redis), 0, 0, "redis://127.0.0.1:6379", "URL", "redis://[user:password@]host[:port][/db] or unix:///path[?db=N]; ?password-file=PATH keeps the password out of it"},
   {"queue", 'q', TF_OPTION_STRING, AT(queue), 0, 0, "default", "NAME", "queue that this router serves"},
   {"bind", 'b', TF_OPTION_STRING, AT(bind), 0, 0, "tcp://127.0.0.1:7701", "ENDPOINT", "where workers connect"},
   {"lease-ms", 0, TF_OPTION_INT, AT(lease_ms), 300, 600000, "15000", "ms", "after which another router takes the jobs of one that died"},
