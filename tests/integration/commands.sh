@@ -171,6 +171,24 @@ same "what can never pass dies again under its id" field_unknown "$("$TF" dead s
 run dropall dead drop --all
 same "nothing is left" 0 "$(length dead)"
 
+# letters as others may have written them: with an image that is counted, without one, and of an id that has a result by now
+letter() { r xadd 'tf:{default}:dead' '*' "$@" error_code timeout error_message 'took too long' attempts 3; }
+one=$(letter id counted image "$(printf 'abc\033[31m')") two=$(letter id counted-too image abcdef prompt hello)
+r hset 'tf:{default}:dead:images' "$one" 8 "$two" 6 sum 14 >/dev/null
+letter id imageless image_dropped 1 >/dev/null
+letter id kept uri file:///x >/dev/null
+"$TF" dead list >"$DIR/listed.out"
+same "dead list does not show what steers a terminal" 0 "$(grep -c $'\033' "$DIR/listed.out")"
+same "it tells the size of an image" 8 "$("$TF" dead show --json counted | jq .image_bytes)"
+same "drop keeps the books of images" "1 dropped 6" "$("$TF" dead drop counted) $(r hget 'tf:{default}:dead:images' sum)"
+run images dead retry --all --code timeout
+same "what can not be put back stays: status 3" "3 1 put back on the queue" "$status $(cat "$DIR/images.out")"
+check "it says why" eval 'said images "1 can not be tried again: their image was not kept" && said images "1 are left as they are: their id has ended again meanwhile"'
+same "retry keeps the books, too" "0" "$(r hget 'tf:{default}:dead:images' sum)"
+same "a letter that is left is as it was" 2 "$(length dead)"
+check "the one with its bytes was tried again, with them" until_true 20 eval '[ "$("$TF" dead show --json counted-too | jq -r .code)" = image_unsupported ]'
+"$TF" dead drop --all >/dev/null
+
 # --- drain
 run none drain no-such-worker
 same "drain of an unknown worker: status 2" 2 "$status"
