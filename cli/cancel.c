@@ -103,9 +103,12 @@ static int cancel_all(const cancel_config *config, const char **ids, size_t coun
     return TF_EXIT_USAGE;
   }
   bool *ended = calloc(count, sizeof *ended);
+  if (!ended) {
+    tf_say("out of memory");
+    return TF_EXIT_FAILED;
+  }
   tf_code code = tf_deployment_init(&where, &config->where, NULL, &error);
   int status = code ? TF_EXIT_USAGE : TF_EXIT_OK;
-  if (!code && !ended) code = tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "out of memory");
   if (!code) code = tf_deployment_connect(&where, &error);
   if (!code) code = ask_all(&where, ids, count, ended, &error);
   int64_t until_ms = tf_now_ms() + config->timeout_s * 1000;

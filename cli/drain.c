@@ -119,26 +119,38 @@ static tf_code drain(const drain_config *config, tf_deployment *where, tf_status
   return code;
 }
 
+static int drain_main(const drain_config *config, const char *part) {
+  tf_deployment where;
+  tf_error error;
+  tf_code code = tf_deployment_init(&where, &config->where, NULL, &error);
+  tf_status *statuses = calloc(where.count > 0 ? where.count : 1, sizeof *statuses);
+  int status = TF_EXIT_FAILED;
+  if (!statuses) {
+    tf_say("out of memory");
+  } else {
+    if (!code) code = drain(config, &where, statuses, part, &error);
+    if (code) tf_say("%s", error.text);
+    for (size_t i = 0; i < where.count; i++) tf_status_free(&statuses[i]);
+    status = code == TF_ERR_INVALID_ARGUMENT ? TF_EXIT_USAGE : code ? TF_EXIT_FAILED : TF_EXIT_OK;
+  }
+  free(statuses);
+  tf_deployment_free(&where);
+  return status;
+}
+
 int tf_drain_main(int argc, char **argv) {
   static drain_config config;
-  tf_deployment where = {.count = 0};
   const char **words;
   size_t count;
   int status;
-  tf_error error;
   if (!tf_command_parse(&program, argc, argv, &config, &words, &count, &status)) return status;
   tf_interrupt_setup();
-  tf_code code = count == 1 && words[0][0]
-                     ? TF_OK
-                     : tf_fail(&error, TF_ERR_INVALID_ARGUMENT, "one worker is expected: tokenflex drain WORKER");
-  if (!code) code = tf_deployment_init(&where, &config.where, NULL, &error);
-  tf_status *statuses = calloc(where.count > 0 ? where.count : 1, sizeof *statuses);
-  if (!code && !statuses) code = tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "out of memory");
-  if (!code) code = drain(&config, &where, statuses, words[0], &error);
-  if (code) tf_say("%s", error.text);
-  for (size_t i = 0; statuses && i < where.count; i++) tf_status_free(&statuses[i]);
-  free(statuses);
-  tf_deployment_free(&where);
+  if (count == 1 && words[0][0]) {
+    status = drain_main(&config, words[0]);
+  } else {
+    tf_say("one worker is expected: tokenflex drain WORKER");
+    status = TF_EXIT_USAGE;
+  }
   free(words);
-  return code == TF_ERR_INVALID_ARGUMENT ? TF_EXIT_USAGE : code ? TF_EXIT_FAILED : TF_EXIT_OK;
+  return status;
 }

@@ -146,14 +146,14 @@ static int status_main(const status_config *config) {
   self.statuses = calloc(count, sizeof *self.statuses);
   self.servers = calloc(count, sizeof *self.servers);
   self.rates = calloc(count, sizeof *self.rates);
-  if (!code && (!self.statuses || !self.servers || !self.rates)) {
-    code = tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  if (!self.statuses || !self.servers || !self.rates) {
+    tf_say("out of memory");
     status = TF_EXIT_FAILED;
-  }
-  if (code)
+  } else if (code) {
     tf_say("%s", error.text);
-  else
+  } else {
     status = run(&self);
+  }
   for (size_t i = 0; self.statuses && i < count; i++) tf_status_free(&self.statuses[i]);
   free(self.statuses);
   free(self.servers);

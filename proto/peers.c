@@ -466,7 +466,7 @@ void tf_peers_free(tf_peers **self) {
   if (peers == NULL) return;
   *self = NULL;
   if (peers->timer >= 0) tf_reactor_remove_timer(peers->reactor, peers->timer);
-  for (size_t i = 0; i < peers->count; i++) {
+  for (size_t i = 0; peers->items != NULL && i < peers->count; i++) {
     peer *item = &peers->items[i];
     if (item->socket != NULL) {
       int linger_ms = LINGER_MS;
