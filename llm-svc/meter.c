@@ -14,6 +14,8 @@ static const double STEPS = 0.1;       /* share of a new step in the smoothed ba
 static const double OUTLIER = 8;       /* a step longer than so many usual ones of its kind is a stall, not a cost */
 static const uint64_t OUTLIERS_FROM = 32;
 static const double MS_MIN = 0.001;
+/* Of a caption before one has ended: a prompt of a few words, a sentence. */
+static const double OTHER_PRIOR = 20, NEW_PRIOR = 12;
 
 void tf_llm_meter_init(tf_llm_meter *self, uint32_t sequences_max, uint32_t kv_tokens_max) {
   static const double penalty[TERMS] = {1e-6, 1e-6, 1e-3, 1e-3};
@@ -34,6 +36,7 @@ void tf_llm_meter_step(tf_llm_meter *self, const tf_llm_step_cost *cost, double 
     if (usual > 0 && ms > OUTLIER * usual) ms = OUTLIER * usual;
   }
   bool first = self->fit.count == 0;
+  self->decoded += cost->decoded;
   double keep = exp(-ms / MEMORY_MS);
   tf_fit_add(&self->fit, amounts, ms, keep > KEEP_MIN ? keep : KEEP_MIN);
   self->batch = blend(self->batch, cost->decoded, STEPS, first);
@@ -65,13 +68,17 @@ static double full_batch(const tf_llm_meter *self, double prompt) {
 
 bool tf_llm_meter_read(const tf_llm_meter *self, const uint32_t *counts, size_t count, float *service_ms,
                        float *latency_ms) {
-  if (self->captions == 0 || self->fit.count == 0) return false;
+  if ((self->captions == 0 && self->decoded == 0) || self->fit.count == 0) return false;
   double cost[TERMS];
   tf_fit_solve(&self->fit, cost);
   /* The first token comes with the prompt's last row, and the end token takes a step of its own. */
-  double steps = self->new_tokens > 0 ? self->new_tokens : 1;
+  bool ended = self->captions > 0;
+  double steps =
+      ended ? self->new_tokens : fmin(NEW_PRIOR, self->new_tokens_max > 0 ? self->new_tokens_max : NEW_PRIOR);
+  double other = ended ? self->other_tokens : OTHER_PRIOR;
+  if (steps < 1) steps = 1;
   for (size_t i = 0; i < count; i++) {
-    double prompt = counts[i] + self->other_tokens, context = prompt + steps / 2;
+    double prompt = counts[i] + other, context = prompt + steps / 2;
     double prefill = cost[ROWS] * prompt + cost[ATTENDED] * prompt * (prompt + 1) / 2;
     double row = cost[ROWS] + cost[DECODED] + cost[ATTENDED] * context;
     double service = prefill + steps * (cost[FIXED] / full_batch(self, prompt) + row);

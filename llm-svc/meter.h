@@ -22,7 +22,7 @@ typedef struct tf_llm_meter {
   tf_fit fit;
   double other_tokens, new_tokens, new_tokens_max; /* smoothed: of a prompt beside the image; written; asked for */
   double batch, prompt_rows;                       /* smoothed: a step's, as it is now */
-  uint64_t captions;
+  uint64_t captions, decoded;                      /* ended; sequences in the steps so far */
 } tf_llm_meter;
 
 void tf_llm_meter_init(tf_llm_meter *self, uint32_t sequences_max, uint32_t kv_tokens_max);
@@ -33,7 +33,8 @@ void tf_llm_meter_idle(tf_llm_meter *self);
 void tf_llm_meter_asked(tf_llm_meter *self, uint32_t new_tokens_max);
 /* A caption ended. prompt_tokens include the vision_tokens. */
 void tf_llm_meter_done(tf_llm_meter *self, uint32_t vision_tokens, uint32_t prompt_tokens, uint32_t completion_tokens);
-/* service_ms[count], latency_ms[count] for these token counts, finite and above 0. False before the first caption. */
+/* service_ms[count], latency_ms[count] for these token counts, finite and above 0. False before the first decoded
+ * token. Until a caption has ended it counts as one of usual length. */
 bool tf_llm_meter_read(const tf_llm_meter *self, const uint32_t *counts, size_t count, float *service_ms,
                        float *latency_ms);
 

@@ -40,9 +40,8 @@ static char *add_field(tf_publish *self, const char *name) {
   return self->fields[self->field_count++].value;
 }
 
-static void add_number(tf_publish *self, const char *name, double value, const char *format) {
-  /* NOLINTNEXTLINE(clang-diagnostic-format-nonliteral): one of the formats below */
-  snprintf(add_field(self, name), VALUE_BYTES, format, isfinite(value) ? value : 0);
+static void add_number(tf_publish *self, const char *name, double value, int digits) {
+  snprintf(add_field(self, name), VALUE_BYTES, "%.*f", digits, isfinite(value) ? value : 0);
 }
 
 /* "92.1,93,94.7"; "" where nothing is known. */
@@ -70,19 +69,19 @@ static void make_load(tf_publish *self) {
   }
   tf_policy_demand(&config, state, load, &encoders, &llms);
   self->field_count = 0;
-  add_number(self, "arrivals_per_s", state->rate.per_s, "%.3f");
-  add_number(self, "budget", state->budget, "%.1f");
+  add_number(self, "arrivals_per_s", state->rate.per_s, 3);
+  add_number(self, "budget", state->budget, 1);
   add_numbers(self, "counts", counts, load->count_count);
-  add_number(self, "encode_workers", load->encode.workers, "%.0f");
-  add_number(self, "decode_workers", load->decode.workers, "%.0f");
+  add_number(self, "encode_workers", load->encode.workers, 0);
+  add_number(self, "decode_workers", load->decode.workers, 0);
   add_numbers(self, "encode_service_ms", load->encode.service_ms, load->count_count);
   add_numbers(self, "decode_service_ms", load->decode.service_ms, load->count_count);
   add_numbers(self, "encode_latency_ms", load->encode.latency_ms, load->count_count);
   add_numbers(self, "decode_latency_ms", load->decode.latency_ms, load->count_count);
   add_numbers(self, "capacity_per_s", capacity, load->count_count);
-  add_number(self, "encode_wanted", ceil(encoders), "%.0f");
-  add_number(self, "decode_wanted", ceil(llms), "%.0f");
-  add_number(self, "target_wait_ms", (double)config.target_wait_ms, "%.0f");
+  add_number(self, "encode_wanted", ceil(encoders), 0);
+  add_number(self, "decode_wanted", ceil(llms), 0);
+  add_number(self, "target_wait_ms", (double)config.target_wait_ms, 0);
   tf_router_stats_load(self->parts.stats, load, state, ceil(encoders), ceil(llms));
 }
 

@@ -169,6 +169,23 @@ check "a pace that is no name" until_true 10 ended odd
 same "is refused" field_invalid "$(dead odd)"
 stop p; stop pw KILL
 
+# A result that comes to another router than the one that assigned the job.
+scenario elsewhere
+router f1 --lease-ms 30000
+start fw "$timed" "ipc://$DIR/f1.sock,ipc://$DIR/f2.sock" fw 2 64=10,144=20,256=40
+check "times are known" until_true 10 known
+job slow-one trace T1
+check "a job is under way" until_true 10 grep -q '^job slow-one' "$DIR/fw.log"
+router f2
+heard() { grep -q 'event=worker_joined role=llm' "$DIR/f2.log"; }
+check "a second router has the worker too" until_true 10 heard
+stop f1 KILL
+check "the job ends all the same" until_true 15 ended slow-one
+same "once" 1 "$(count results)"
+same "with what the first router decided" '["file:///slow-one.jpg",256,"idle",1,256]' \
+  "$(result slow-one '[.image, .vision_tokens.assigned, .vision_tokens.reason, .load.unfinished, .load.budget]')"
+stop f2; stop fw KILL
+
 # Real workers, sent away while they work.
 scenario drain
 mkdir "$DIR/photos"

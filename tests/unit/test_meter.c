@@ -120,7 +120,7 @@ static void run_captions(tf_llm_meter *meter, int captions, uint32_t batch, cons
   }
 }
 
-Test(llm_meter, says_nothing_before_the_first_caption) {
+Test(llm_meter, says_nothing_before_the_first_token) {
   tf_llm_meter meter;
   float service[3], latency[3];
   tf_llm_meter_init(&meter, BATCH_MAX, 16384);
@@ -128,6 +128,11 @@ Test(llm_meter, says_nothing_before_the_first_caption) {
   tf_llm_step_cost cost = {.prompt_rows = 100, .attended = 5050};
   tf_llm_meter_step(&meter, &cost, 100);
   cr_assert(!tf_llm_meter_read(&meter, counts, 3, service, latency));
+  tf_llm_step_cost both = {.prompt_rows = 100, .decoded = 1, .attended = 5150};
+  tf_llm_meter_step(&meter, &both, 110);
+  cr_assert(tf_llm_meter_read(&meter, counts, 3, service, latency), "a first idea, before a caption has ended");
+  for (int i = 0; i < 3; i++) cr_assert(isfinite(service[i]) && service[i] > 0 && latency[i] > 0);
+  cr_assert(service[0] < service[2]);
   tf_llm_meter_done(&meter, 64, 84, 0); /* a caption without a token */
   cr_assert(tf_llm_meter_read(&meter, counts, 3, service, latency));
   for (int i = 0; i < 3; i++) cr_assert(isfinite(service[i]) && service[i] > 0 && latency[i] > 0);

@@ -323,7 +323,7 @@ Test(workers, pongs_tell_what_jobs_cost, .timeout = 120) {
   cr_expect_eq(got.u.pong.service.count, 0u, "nothing is made up before the first job");
   tf_message_clear(&got);
   for (int i = 0; i < 4; i++) {
-    char id[16];
+    char id[32];
     snprintf(id, sizeof id, "cost-%d", i);
     tf_message job = job_of(&self, id, i % 2 ? 9 : 16);
     send_job(&self, &job, NULL, 0);
