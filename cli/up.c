@@ -93,7 +93,8 @@ static void tell_use(const up_config *config, const tf_link *link, const tf_queu
   fprintf(stderr, "tokenflex: up, model %s\n  vision tokens %s\n  queue %s on %s\n", model->name, counts, config->queue,
           place);
   if (!config->redis) fprintf(stderr, "  (in memory only: give --redis for a queue that lasts)\n");
-  if (link->url.password[0]) fprintf(stderr, "  (put the password into REDISCLI_AUTH first)\n");
+  if (link->url.password[0] || link->url.password_file[0])
+    fprintf(stderr, "  (put the password into REDISCLI_AUTH first)\n");
   fprintf(stderr, "Submit a photo:\n");
   if (files)
     fprintf(stderr, "  %s XADD 'tf:{%s}:jobs:1' '*' id photo-1 uri file://%s/photo.jpg\n", client.data, config->queue,
