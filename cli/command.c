@@ -5,6 +5,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static volatile sig_atomic_t interrupts;
@@ -21,6 +22,22 @@ void tf_say(const char *format, ...) {
   vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
   fprintf(stderr, "tokenflex: %s\n", text);
+}
+
+bool tf_command_parse(const tf_program *program, int argc, char **argv, void *config, const char ***words,
+                      size_t *count, int *status) {
+  tf_error error;
+  tf_options_outcome outcome = TF_OPTIONS_RUN;
+  *count = 0;
+  *words = calloc((size_t)argc + 1, sizeof **words);
+  tf_code code = *words ? tf_options_parse(program, argc, argv, config, *words, count, &outcome, &error)
+                        : tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  if (code != TF_OK) tf_say("%s", error.text);
+  if (code == TF_OK && outcome == TF_OPTIONS_RUN) return true;
+  *status = code == TF_OK ? TF_EXIT_OK : code == TF_ERR_OUT_OF_MEMORY ? TF_EXIT_FAILED : TF_EXIT_USAGE;
+  free(*words);
+  *words = NULL;
+  return false;
 }
 
 void tf_interrupt_setup(void) {

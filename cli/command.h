@@ -5,6 +5,9 @@
 #define TF_CLI_COMMAND_H
 
 #include <signal.h>
+#include <stdbool.h>
+
+#include "common/options.h"
 
 enum tf_exit { TF_EXIT_OK = 0, TF_EXIT_FAILED = 1, TF_EXIT_USAGE = 2, TF_EXIT_PARTIAL = 3 };
 
@@ -19,6 +22,17 @@ int tf_up_main(int argc, char **argv);
 int tf_simulate_main(int argc, char **argv);
 int tf_loadtest_main(int argc, char **argv);
 int tf_report_main(int argc, char **argv);
+int tf_submit_main(int argc, char **argv);
+int tf_status_main(int argc, char **argv);
+int tf_cancel_main(int argc, char **argv);
+int tf_dead_main(int argc, char **argv);
+int tf_drain_main(int argc, char **argv);
+int tf_keygen_main(int argc, char **argv);
+
+/* Options and words of a command; every option of config gets its value. *words is malloc'ed: the caller frees.
+ * False: the command ends here with *status (--help, --version, or an error that was told). */
+bool tf_command_parse(const tf_program *program, int argc, char **argv, void *config, const char ***words,
+                      size_t *count, int *status);
 
 /* One line "tokenflex: ..." on stderr. */
 void tf_say(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -73,8 +73,5 @@ tf_code tf_link_ask(tf_link *self, redisReply **out, tf_error *error, ...) {
 }
 
 void tf_link_place(const tf_link *self, char *out, size_t out_bytes) {
-  if (self->url.unix_path[0])
-    snprintf(out, out_bytes, "unix://%s", self->url.unix_path);
-  else
-    snprintf(out, out_bytes, "redis://%s:%d/%d", self->url.host, self->url.port, self->url.database);
+  tf_redis_place(&self->url, out, out_bytes);
 }

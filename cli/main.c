@@ -15,6 +15,12 @@ static const tf_command commands[] = {
     {"up", "run the whole service on this machine until it is stopped", tf_up_main},
     {"simulate", "compute waits and token counts of a deployment under a load", tf_simulate_main},
     {"loadtest", "put a load on a deployment and measure waits and token counts", tf_loadtest_main},
+    {"submit", "put jobs on a queue, and wait for them where asked to", tf_submit_main},
+    {"status", "show a queue, its workers and its load", tf_status_main},
+    {"cancel", "stop jobs that wait or run", tf_cancel_main},
+    {"dead", "list, show, retry or drop jobs that were given up", tf_dead_main},
+    {"drain", "let a worker finish what it has, and end", tf_drain_main},
+    {"keygen", "make the keys that encrypt the traffic between the tiers", tf_keygen_main},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 

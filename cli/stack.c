@@ -114,6 +114,13 @@ static void add_common(const tf_stack_config *config, arguments *argv) {
   add(argv, "%lld", (long long)config->drain_timeout_s);
 }
 
+/* connects, binds: which of the two options the program knows. */
+static void add_keys(const tf_stack_config *config, arguments *argv, bool connects, bool binds) {
+  if (config->curve.key) add_option(argv, "curve-key", config->curve.key);
+  if (config->curve.server && connects) add_option(argv, "curve-server", config->curve.server);
+  if (config->curve.allow && binds) add_option(argv, "curve-allow", config->curve.allow);
+}
+
 static void add_worker(const tf_stack *self, const tf_stack_config *config, arguments *argv) {
   add_option(argv, "model", config->model);
   add_option(argv, "routers", self->endpoint);
@@ -129,6 +136,7 @@ static tf_code start_encoder(tf_stack *self, const tf_stack_config *config, tf_e
   add_worker(self, config, &argv);
   add(&argv, "--max-pixels");
   add(&argv, "%lld", (long long)config->max_pixels);
+  add_keys(config, &argv, true, false);
   if (!config->allow_dirs) add_option(&argv, "allow-dir", "/");
   for (size_t i = 0; config->allow_dirs && i < config->allow_dirs->count; i++)
     add_option(&argv, "allow-dir", config->allow_dirs->items[i]);
@@ -141,6 +149,7 @@ static tf_code start_llm(tf_stack *self, const tf_stack_config *config, tf_error
   if (code) return code;
   add_common(config, &argv);
   add_worker(self, config, &argv);
+  add_keys(config, &argv, true, true);
   add(&argv, "--tensor-bind");
   if (config->tensor_bind)
     add(&argv, "%s", config->tensor_bind);
@@ -158,6 +167,7 @@ static tf_code start_router(tf_stack *self, const tf_stack_config *config, tf_er
   /* By the environment: an argument vector can be read by everyone, and a URL may hold a password. */
   if (setenv("TOKENFLEX_REDIS", self->redis_url, 1)) argv.overflow = true;
   add_option(&argv, "queue", config->queue);
+  add_keys(config, &argv, false, true);
   add(&argv, "--bind");
   if (config->bind)
     add(&argv, "%s", config->bind);
@@ -226,6 +236,9 @@ tf_code tf_stack_start(const tf_stack_config *config, tf_stack **out, tf_error *
   unsetenv("TOKENFLEX_CONFIG"); /* a file for tokenflex is not one for the services */
   unsetenv("TOKENFLEX_HEALTH"); /* on or off here, an address there */
   if (!config->tensor_bind) unsetenv("TOKENFLEX_TENSOR_ADVERTISE"); /* no other machine's encoder comes to this LLM */
+  unsetenv("TOKENFLEX_CURVE_KEY");                                  /* keys come by --curve-..., or not at all */
+  unsetenv("TOKENFLEX_CURVE_SERVER");
+  unsetenv("TOKENFLEX_CURVE_ALLOW");
   tf_code code = tf_rundir_make(&self->folder, error);
   if (!code) code = choose_endpoint(self, config->bind, error);
   if (!code && config->redis_url)

@@ -9,6 +9,7 @@
 #include "common/buffer.h"
 #include "common/error.h"
 #include "common/options.h"
+#include "proto/curve.h"
 
 typedef struct tf_stack tf_stack;
 
@@ -21,9 +22,10 @@ typedef struct tf_stack_config {
   int64_t max_pixels;
   int64_t drain_timeout_s; /* how long the services finish what they have when they are stopped */
   const char *log_level;
-  bool served;   /* health endpoints at their default addresses, logs on stderr */
-  bool health;   /* served only */
-  bool insecure; /* addresses that are not loopback may be bound */
+  bool served;            /* health endpoints at their default addresses, logs on stderr */
+  bool health;            /* served only */
+  bool insecure;          /* addresses that are not loopback may be bound */
+  tf_curve_options curve; /* served only: keys for the sockets */
 } tf_stack_config;
 
 /* Starts the processes; they load while this returns. Errors are for the user: a program missing, Redis not coming up.

@@ -39,7 +39,7 @@ static tf_code read_fd(int fd, char **data, size_t *size, tf_error *error) {
   return TF_OK;
 }
 
-static tf_code read_image(const char *path, char **data, size_t *size, tf_error *error) {
+tf_code tf_submit_read_image(const char *path, char **data, size_t *size, tf_error *error) {
   *data = NULL;
   *size = 0;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -114,33 +114,39 @@ static void add_text(command *self, const char *text) {
   add_bytes(self, text, strlen(text));
 }
 
+tf_code tf_submit_fields(tf_link *link, int lane, const tf_submit_field *fields, size_t count, tf_error *error) {
+  command job = {.count = 0};
+  const char *const lane_text = lane == 0 ? "0" : "1";
+  const char *head[] = {"EVALSHA",    "",           "4",       link->jobs[0], link->jobs[1],
+                        link->encode, link->decode, lane_text, "0",           "0"};
+  for (size_t i = 0; i < sizeof head / sizeof head[0]; i++) add_text(&job, head[i]);
+  if (count > TF_SUBMIT_FIELDS_MAX) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "a job of %zu fields", count);
+  for (size_t i = 0; i < count; i++) {
+    add_text(&job, fields[i].name);
+    add_bytes(&job, fields[i].data, fields[i].size);
+  }
+  return call_script(link, job.parts, job.sizes, job.count, error);
+}
+
 static tf_code send_job(tf_link *link, const tf_submit_settings *settings, const char *id, const char *uri,
                         const char *data, size_t size, tf_error *error) {
   char tokens[24], new_tokens[24];
   snprintf(tokens, sizeof tokens, "%lld", (long long)settings->vision_tokens);
   snprintf(new_tokens, sizeof new_tokens, "%lld", (long long)settings->max_new_tokens);
-  command job = {.count = 0};
-  const char *head[] = {"EVALSHA", "", "4", link->jobs[0], link->jobs[1], link->encode, link->decode, "1", "0", "0"};
-  for (size_t i = 0; i < sizeof head / sizeof head[0]; i++) add_text(&job, head[i]);
-  add_text(&job, "id");
-  add_text(&job, id);
-  add_text(&job, data ? "image" : "uri");
-  if (data)
-    add_bytes(&job, data, size);
-  else
-    add_text(&job, uri);
-  const char *fields[][2] = {{"prompt", settings->prompt},
-                             {"min_vision_tokens", settings->vision_tokens && !settings->pace ? tokens : NULL},
-                             {"max_vision_tokens", settings->vision_tokens ? tokens : NULL},
-                             {"max_new_tokens", new_tokens},
-                             {"pace", settings->pace},
-                             {"reply", link->reply_name}};
-  for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
-    if (!fields[i][1]) continue;
-    add_text(&job, fields[i][0]);
-    add_text(&job, fields[i][1]);
-  }
-  return call_script(link, job.parts, job.sizes, job.count, error);
+  const char *texts[][2] = {{"id", id},
+                            {"uri", data ? NULL : uri},
+                            {"prompt", settings->prompt},
+                            {"min_vision_tokens", settings->vision_tokens && !settings->pace ? tokens : NULL},
+                            {"max_vision_tokens", settings->vision_tokens ? tokens : NULL},
+                            {"max_new_tokens", new_tokens},
+                            {"pace", settings->pace},
+                            {"reply", link->reply_name}};
+  tf_submit_field fields[TF_SUBMIT_FIELDS_MAX];
+  size_t count = 0;
+  if (data) fields[count++] = (tf_submit_field){"image", data, size};
+  for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+    if (texts[i][1]) fields[count++] = (tf_submit_field){texts[i][0], texts[i][1], strlen(texts[i][1])};
+  return tf_submit_fields(link, 1, fields, count, error);
 }
 
 tf_code tf_submit(tf_link *link, const tf_submit_settings *settings, const char *id, const char *path,
@@ -158,7 +164,7 @@ tf_code tf_submit(tf_link *link, const tf_submit_settings *settings, const char 
   }
   char *data;
   size_t size;
-  tf_code code = read_image(path, &data, &size, error);
+  tf_code code = tf_submit_read_image(path, &data, &size, error);
   if (!code) code = send_job(link, settings, id, NULL, data, size, error);
   free(data);
   if (!code) *bytes_out = size;

@@ -25,4 +25,16 @@ typedef struct tf_submit_settings {
 tf_code tf_submit(tf_link *link, const tf_submit_settings *settings, const char *id, const char *path,
                   size_t *bytes_out, tf_error *error);
 
+/* One field of a job. */
+typedef struct tf_submit_field {
+  const char *name, *data;
+  size_t size;
+} tf_submit_field;
+enum { TF_SUBMIT_FIELDS_MAX = 14 };
+
+/* Adds a job of any fields (TF_SUBMIT_FIELDS_MAX at most) to a lane: 0 interactive, 1 batch. Errors as tf_submit. */
+tf_code tf_submit_fields(tf_link *link, int lane, const tf_submit_field *fields, size_t count, tf_error *error);
+/* The bytes of a file that may go into a job; *data is malloc'ed. IMAGE_* or IO: why it may not. */
+tf_code tf_submit_read_image(const char *path, char **data, size_t *size, tf_error *error);
+
 #endif

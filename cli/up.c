@@ -21,6 +21,7 @@ enum { POLL_US = 100000, NOTE_MS = 5000, REPORT_BYTES_MAX = 65536 };
 typedef struct up_config {
   const char *redis, *queue, *model, *bind, *tensor_bind, *health, *log_level;
   tf_string_list allow_dirs;
+  tf_curve_options curve;
   bool insecure;
   int64_t threads, max_pixels, drain_timeout_s;
 } up_config;
@@ -39,6 +40,12 @@ static const tf_option options[] = {
      "Where more encoders may reach the LLM, e.g. tcp://127.0.0.1:7703"},
     {"health", 0, TF_OPTION_CHOICE, FIELD(health), 0, 0, "on", "on|off",
      "Health and metrics on 127.0.0.1:9101, 9102, 9103"},
+    {"curve-key", 0, TF_OPTION_STRING, FIELD(curve.key), 0, 0, NULL, "FILE",
+     "CURVE keys of the services (`tokenflex keygen`), where others may reach them"},
+    {"curve-server", 0, TF_OPTION_STRING, FIELD(curve.server), 0, 0, NULL, "FILE",
+     "Public key of the routers and LLMs that they connect to; else their own"},
+    {"curve-allow", 0, TF_OPTION_STRING, FIELD(curve.allow), 0, 0, NULL, "FILE",
+     "Public keys of others that may connect to them"},
     {"insecure", 0, TF_OPTION_FLAG, FIELD(insecure), 0, 0, NULL, NULL, "Allow addresses that others can reach"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},
     {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels", "Larger pictures are errors"},
@@ -86,7 +93,8 @@ static void tell_use(const up_config *config, const tf_link *link, const tf_queu
   fprintf(stderr, "tokenflex: up, model %s\n  vision tokens %s\n  queue %s on %s\n", model->name, counts, config->queue,
           place);
   if (!config->redis) fprintf(stderr, "  (in memory only: give --redis for a queue that lasts)\n");
-  if (link->url.password[0]) fprintf(stderr, "  (put the password into REDISCLI_AUTH first)\n");
+  if (link->url.password[0] || link->url.password_file[0])
+    fprintf(stderr, "  (put the password into REDISCLI_AUTH first)\n");
   fprintf(stderr, "Submit a photo:\n");
   if (files)
     fprintf(stderr, "  %s XADD 'tf:{%s}:jobs:1' '*' id photo-1 uri file://%s/photo.jpg\n", client.data, config->queue,
@@ -161,7 +169,8 @@ static int run_up(up_config *config) {
                                   .log_level = config->log_level,
                                   .served = true,
                                   .health = strcmp(config->health, "on") == 0,
-                                  .insecure = config->insecure};
+                                  .insecure = config->insecure,
+                                  .curve = config->curve};
   code = tf_stack_start(&stack_config, &stack, &error);
   if (stack && !tf_stack_alive(stack, &report))
     code = TF_ERR_WORKER_LOST;

@@ -3,11 +3,13 @@
  * Neither the URL nor a password is ever quoted in an error text. */
 #include "common/redis.h"
 
-#include <arpa/inet.h>
 #include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { REDIS_PORT_DEFAULT = 6379, DATABASE_MAX = 1000000, QUEUE_NAME_BYTES_MAX = 64 };
 
@@ -41,37 +43,70 @@ static bool parse_number(const char *text, size_t size, int minimum, int maximum
   return value >= minimum && value <= maximum;
 }
 
-/* [path][?db=N] */
-static tf_code parse_unix(const char *text, tf_redis_url *out, tf_error *error) {
-  const char *query = strchr(text, '?');
-  size_t path_bytes = query ? (size_t)(query - text) : strlen(text);
-  if (text[0] != '/' || path_bytes < 2) {
+/* db=N&password-file=PATH; with_database: db may be given here. */
+static tf_code parse_query(const char *text, bool with_database, tf_redis_url *out, tf_error *error) {
+  static const char db[] = "db=", file[] = "password-file=";
+  while (*text) {
+    size_t size = strcspn(text, "&");
+    bool fine = false;
+    if (with_database && size > sizeof db - 1 && strncmp(text, db, sizeof db - 1) == 0)
+      fine = parse_number(text + sizeof db - 1, size - (sizeof db - 1), 0, DATABASE_MAX, &out->database);
+    else if (size > sizeof file - 1 && strncmp(text, file, sizeof file - 1) == 0)
+      fine =
+          copy_decoded(text + sizeof file - 1, size - (sizeof file - 1), out->password_file, sizeof out->password_file);
+    if (!fine)
+      return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: after the ? %spassword-file=PATH is expected",
+                     with_database ? "db=NUMBER or " : "");
+    text += size;
+    if (*text == '&') text++;
+  }
+  if (out->password_file[0] && out->password[0])
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: both a password and a password-file");
+  return TF_OK;
+}
+
+/* user:password, :password, user (its password is in the file) */
+static tf_code parse_credentials(const char *text, size_t size, tf_redis_url *out, tf_error *error) {
+  const char *colon = memchr(text, ':', size);
+  size_t user_bytes = colon ? (size_t)(colon - text) : size;
+  if (size == 0 || (colon && colon + 1 == text + size)) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
-                   "Redis URL: unix:// needs an absolute path, as in unix:///run/redis.sock");
+                   "Redis URL: before the @ user:password, :password or, with a password-file, user is expected");
   }
-  if (!copy_decoded(text, path_bytes, out->unix_path, sizeof out->unix_path)) {
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: the socket's path is malformed or longer than %zu bytes",
-                   sizeof out->unix_path - 1);
-  }
-  if (!query) return TF_OK;
-  if (strncmp(query, "?db=", 4) != 0 || !parse_number(query + 4, strlen(query + 4), 0, DATABASE_MAX, &out->database)) {
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: after the socket's path only ?db=NUMBER may follow");
+  if (!copy_decoded(text, user_bytes, out->user, sizeof out->user) ||
+      (colon && !copy_decoded(colon + 1, size - user_bytes - 1, out->password, sizeof out->password))) {
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: user or password is too long or has a malformed %%XX");
   }
   return TF_OK;
 }
 
-/* user:password, :password */
-static tf_code parse_credentials(const char *text, size_t size, tf_redis_url *out, tf_error *error) {
-  const char *colon = memchr(text, ':', size);
-  if (!colon || colon + 1 == text + size) {
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: before the @ user:password or :password is expected");
+/* A user alone is of no use. */
+static tf_code check_credentials(const tf_redis_url *url, tf_error *error) {
+  if (!url->user[0] || url->password[0] || url->password_file[0]) return TF_OK;
+  return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
+                 "Redis URL: a user without a password: user:password@, or ?password-file=PATH");
+}
+
+/* [credentials@]path[?query] */
+static tf_code parse_unix(const char *text, tf_redis_url *out, tf_error *error) {
+  size_t size = strcspn(text, "?");
+  const char *query = text[size] ? text + size + 1 : "";
+  const char *slash = memchr(text, '/', size);
+  if (slash && slash > text && slash[-1] == '@') {
+    tf_code code = parse_credentials(text, (size_t)(slash - 1 - text), out, error);
+    if (code != TF_OK) return code;
+    size -= (size_t)(slash - text);
+    text = slash;
   }
-  size_t user_bytes = (size_t)(colon - text);
-  if (!copy_decoded(text, user_bytes, out->user, sizeof out->user) ||
-      !copy_decoded(colon + 1, size - user_bytes - 1, out->password, sizeof out->password)) {
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: user or password is too long or has a malformed %%XX");
+  if (text[0] != '/' || size < 2) {
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
+                   "Redis URL: unix:// needs an absolute path, as in unix:///run/redis.sock");
   }
-  return TF_OK;
+  if (!copy_decoded(text, size, out->unix_path, sizeof out->unix_path)) {
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: the socket's path is malformed or longer than %zu bytes",
+                   sizeof out->unix_path - 1);
+  }
+  return parse_query(query, true, out, error);
 }
 
 /* host, host:port, [v6], [v6]:port */
@@ -98,8 +133,9 @@ static tf_code parse_host(const char *text, size_t size, tf_redis_url *out, tf_e
 }
 
 static tf_code parse_tcp(const char *text, tf_redis_url *out, tf_error *error) {
-  const char *slash = strchr(text, '/');
-  const char *end = slash ? slash : text + strlen(text);
+  size_t size = strcspn(text, "?");
+  const char *query = text[size] ? text + size + 1 : "", *last = text + size;
+  const char *slash = memchr(text, '/', size), *end = slash ? slash : last;
   /* The last @, so that a password may hold one. */
   const char *at = memrchr(text, '@', (size_t)(end - text));
   if (at) {
@@ -108,24 +144,56 @@ static tf_code parse_tcp(const char *text, tf_redis_url *out, tf_error *error) {
     text = at + 1;
   }
   tf_code code = parse_host(text, (size_t)(end - text), out, error);
-  if (code != TF_OK || !slash || !slash[1]) return code;
-  if (!parse_number(slash + 1, strlen(slash + 1), 0, DATABASE_MAX, &out->database)) {
+  if (code != TF_OK) return code;
+  if (slash && slash + 1 < last &&
+      !parse_number(slash + 1, (size_t)(last - slash - 1), 0, DATABASE_MAX, &out->database))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "Redis URL: after the host only /DATABASE, a number, may follow");
-  }
-  return TF_OK;
+  return parse_query(query, false, out, error);
 }
 
-tf_code tf_redis_url_parse(const char *text, tf_redis_url *out, tf_error *error) {
-  *out = (tf_redis_url){.port = REDIS_PORT_DEFAULT};
-  if (!text) text = "";
+static tf_code parse_any(const char *text, tf_redis_url *out, tf_error *error) {
   if (strncmp(text, "redis://", 8) == 0) return parse_tcp(text + 8, out, error);
   if (strncmp(text, "unix://", 7) == 0) return parse_unix(text + 7, out, error);
   if (strncmp(text, "unix:", 5) == 0) return parse_unix(text + 5, out, error);
   if (strncmp(text, "rediss://", 9) == 0) {
-    return tf_fail(error, TF_ERR_UNSUPPORTED, "Redis URL: rediss:// (TLS) is not supported");
+    return tf_fail(error, TF_ERR_UNSUPPORTED,
+                   "Redis URL: rediss:// (TLS) is not supported; docs/SECURITY.md shows how stunnel adds it");
   }
   return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
                  "Redis URL: expected redis://[user:password@]host[:port][/db] or unix:///path[?db=N]");
+}
+
+tf_code tf_redis_url_parse(const char *text, tf_redis_url *out, tf_error *error) {
+  *out = (tf_redis_url){.port = REDIS_PORT_DEFAULT};
+  tf_code code = parse_any(text ? text : "", out, error);
+  return code != TF_OK ? code : check_credentials(out, error);
+}
+
+tf_code tf_redis_password(const tf_redis_url *url, char out[256], tf_error *error) {
+  memcpy(out, url->password, sizeof url->password);
+  if (!url->password_file[0]) return TF_OK;
+  int fd = open(url->password_file, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  ssize_t size = fd < 0 ? -1 : read(fd, out, sizeof url->password);
+  int reason = errno;
+  if (fd >= 0) close(fd);
+  if (size < 0)
+    return tf_fail(error, TF_ERR_IO, "Redis's password file %.200s: %s", url->password_file, strerror(reason));
+  size_t length = 0;
+  while (length < (size_t)size && out[length] != '\n' && out[length] != '\r' && out[length] != '\0') length++;
+  bool fits = length > 0 && length < sizeof url->password;
+  out[fits ? length : 0] = '\0';
+  if (fits) return TF_OK;
+  return tf_fail(error, TF_ERR_INVALID_FORMAT, "Redis's password file %.200s: one line of 1 to %zu bytes is expected",
+                 url->password_file, sizeof url->password - 1);
+}
+
+void tf_redis_place(const tf_redis_url *url, char *out, size_t out_bytes) {
+  if (!url->unix_path[0])
+    snprintf(out, out_bytes, "redis://%s:%d/%d", url->host, url->port, url->database);
+  else if (url->database)
+    snprintf(out, out_bytes, "unix://%s?db=%d", url->unix_path, url->database);
+  else
+    snprintf(out, out_bytes, "unix://%s", url->unix_path);
 }
 
 /* Where the connection goes, for error texts; no credentials. */
@@ -154,12 +222,14 @@ static tf_code expect_ok(redisContext *context, redisReply *reply, const char *w
 }
 
 static tf_code greet(redisContext *context, const tf_redis_url *url, tf_error *error) {
-  tf_code code = TF_OK;
-  if (url->password[0]) {
-    redisReply *reply = url->user[0] ? redisCommand(context, "AUTH %s %s", url->user, url->password)
-                                     : redisCommand(context, "AUTH %s", url->password);
+  char password[256];
+  tf_code code = tf_redis_password(url, password, error);
+  if (code == TF_OK && password[0]) {
+    redisReply *reply = url->user[0] ? redisCommand(context, "AUTH %s %s", url->user, password)
+                                     : redisCommand(context, "AUTH %s", password);
     code = expect_ok(context, reply, "AUTH", url, error);
   }
+  explicit_bzero(password, sizeof password);
   if (code == TF_OK && url->database != 0) {
     code = expect_ok(context, redisCommand(context, "SELECT %d", url->database), "SELECT", url, error);
   }

@@ -8,35 +8,32 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "proto/wire_watch.h"
 
 typedef struct llm_link {
   char *endpoint; /* NULL: free slot */
   void *socket;   /* NULL for a moment where connecting anew failed */
+  tf_wire_watch *watch;
   size_t users;
   int64_t used_ms, heard_ms;
 } llm_link;
 
 struct tf_llm_links {
-  void *zmq_context;
-  tf_reactor *reactor;
-  tf_reactor_socket_fn on_socket;
-  void *context;
+  tf_llm_links_config config;
   llm_link items[TF_LLM_LINKS_MAX];
 };
 
-tf_llm_links *tf_llm_links_new(void *zmq_context, tf_reactor *reactor, tf_reactor_socket_fn on_socket, void *context) {
+tf_llm_links *tf_llm_links_new(const tf_llm_links_config *config) {
   tf_llm_links *self = calloc(1, sizeof *self);
   if (self == NULL) return NULL;
-  self->zmq_context = zmq_context;
-  self->reactor = reactor;
-  self->on_socket = on_socket;
-  self->context = context;
+  self->config = *config;
   return self;
 }
 
 static void close_socket(tf_llm_links *self, llm_link *link) {
   if (link->socket == NULL) return;
-  tf_reactor_remove_socket(self->reactor, link->socket);
+  tf_wire_watch_free(&link->watch);
+  tf_reactor_remove_socket(self->config.reactor, link->socket);
   zmq_close(link->socket); /* linger 0: what is queued goes with it */
   link->socket = NULL;
 }
@@ -63,11 +60,19 @@ static llm_link *find(tf_llm_links *self, const char *endpoint) {
 }
 
 static tf_code open_socket(tf_llm_links *self, llm_link *link, tf_error *error) {
-  void *socket = tf_wire_socket(self->zmq_context, ZMQ_DEALER);
+  const tf_llm_links_config *config = &self->config;
+  void *socket = tf_wire_socket(config->zmq_context, ZMQ_DEALER);
   if (socket == NULL) return tf_fail(error, TF_ERR_WORKER_UNREACHABLE, "no socket left for an LLM worker");
+  if (tf_curve_connect(config->curve, socket, error) != TF_OK) {
+    zmq_close(socket);
+    return TF_ERR_WORKER_UNREACHABLE;
+  }
+  link->watch = tf_wire_watch_new(config->zmq_context, config->reactor, config->metrics, socket, link->endpoint, false,
+                                  config->curve != NULL);
   if (zmq_connect(socket, link->endpoint) != 0 ||
-      tf_reactor_add_socket(self->reactor, socket, self->on_socket, self->context) != TF_OK) {
+      tf_reactor_add_socket(config->reactor, socket, config->on_socket, config->context) != TF_OK) {
     int reason = zmq_errno();
+    tf_wire_watch_free(&link->watch);
     zmq_close(socket);
     return tf_fail(error, TF_ERR_WORKER_UNREACHABLE, "LLM worker %.300s: %s", link->endpoint, zmq_strerror(reason));
   }

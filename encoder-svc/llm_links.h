@@ -4,14 +4,24 @@
 #define TF_ENCODER_LLM_LINKS_H
 
 #include "common/reactor.h"
+#include "proto/curve.h"
 #include "proto/wire.h"
 
 typedef struct tf_llm_links tf_llm_links;
 
 enum { TF_LLM_LINKS_MAX = 64, TF_LLM_LINK_IDLE_MS = 300000 };
 
-/* on_socket is called while a link has input (TENSOR_ACK, TENSOR_REFUSED). NULL: out of memory. */
-tf_llm_links *tf_llm_links_new(void *zmq_context, tf_reactor *reactor, tf_reactor_socket_fn on_socket, void *context);
+typedef struct tf_llm_links_config { /* all borrowed */
+  void *zmq_context;
+  tf_reactor *reactor;
+  tf_metrics *metrics;
+  const tf_curve *curve;          /* NULL: no keys */
+  tf_reactor_socket_fn on_socket; /* called while a link has input (TENSOR_ACK, TENSOR_REFUSED) */
+  void *context;
+} tf_llm_links_config;
+
+/* NULL: out of memory. */
+tf_llm_links *tf_llm_links_new(const tf_llm_links_config *config);
 void tf_llm_links_free(tf_llm_links **self);
 
 /* Counts one more user of the link to endpoint, which is made where there is none; connecting goes on in the

@@ -1,16 +1,16 @@
-/* tokenflex-encoder: options, model, health endpoint, then the service until SIGTERM.
+/* tokenflex-encoder: its options, the model, then the service until SIGTERM.
  * In: argv, environment, --config file. Out: exit status 0 (drained), 1 (could not run), 2 (wrong usage).
- * Signals are blocked before any thread starts, so that they reach the reactor alone. */
+ * What it shares with the other services is in proto/service.c. */
 #include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/log.h"
 #include "encoder-svc/service.h"
+#include "proto/service.h"
 
 typedef struct settings {
-  const char *model, *log_level, *health, *tensor_dtype;
+  tf_service_options common;
+  const char *model, *tensor_dtype;
   tf_string_list routers, allow_dirs;
   int64_t threads, decode_threads, batch, jobs, pixels_max, image_bytes_max;
   int64_t fetch_timeout_ms, ack_timeout_ms, peer_timeout_ms, drain_timeout_s;
@@ -36,40 +36,23 @@ static const tf_option options[] = {
   {"ack-timeout-ms", 0, TF_OPTION_INT, AT(ack_timeout_ms), 1, 600000, "10000", "ms", "until an LLM worker must have taken a tensor"},
   {"peer-timeout-ms", 0, TF_OPTION_INT, AT(peer_timeout_ms), 100, 600000, "5000", "ms", "of silence after which a router counts as gone"},
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},
-  {"health", 0, TF_OPTION_STRING, AT(health), 0, 0, "127.0.0.1:9102", "ADDRESS", "of /healthz, /readyz and /metrics; off: none"},
-  {"log-level", 0, TF_OPTION_CHOICE, AT(log_level), 0, 0, "info", "debug|info|warn|error", "lines below this are not logged"},
+  TF_SERVICE_CONNECTS_ROW(settings, common),
+  TF_SERVICE_ROWS(settings, common, "127.0.0.1:9102"),
 };
 /* clang-format on */
-static const tf_program program = {
-    .name = "tokenflex-encoder",
-    .synopsis = "[options]",
-    .summary = "Turns images into vision tokens for LLM workers, as routers ask.",
-    .options = options,
-    .option_count = sizeof options / sizeof *options,
-};
-
 /* What main owns; freed in the reverse order of making. */
 typedef struct process {
   settings settings;
   tf_tensor_dtype dtype;
-  tf_reactor *reactor;
-  tf_metrics *metrics;
-  tf_health *health;
   tf_model_dir model;
   tf_encoder *encoder;
   tf_pool *pool;
   tf_fetcher *fetcher;
-  void *zmq_context;
-  char instance[TF_INSTANCE_BYTES_MAX + 1];
   tf_encoder_service *service;
 } process;
 
-static void on_terminate(void *context, int signal_number) {
-  (void)signal_number;
-  tf_encoder_service_drain(((process *)context)->service);
-}
-
-static tf_code check_settings(process *self, tf_error *error) {
+static tf_code check(void *context, tf_error *error) {
+  process *self = context;
   const char *dtype = self->settings.tensor_dtype != NULL ? self->settings.tensor_dtype : "f32";
   if (strcmp(dtype, "f32") != 0 && strcmp(dtype, "f16") != 0) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--tensor-dtype %.40s: f32 or f16 is expected", dtype);
@@ -85,11 +68,12 @@ static int decode_threads(const process *self) {
   return half < 2 ? 2 : half > TF_PIPELINE_DECODE_THREADS_MAX ? TF_PIPELINE_DECODE_THREADS_MAX : half;
 }
 
-static tf_code start_service(process *self, tf_error *error) {
+static tf_code start_service(process *self, const tf_service *service, tf_error *error) {
   const settings *from = &self->settings;
-  tf_encoder_service_config config = {.zmq_context = self->zmq_context,
-                                      .reactor = self->reactor,
-                                      .instance = self->instance,
+  tf_encoder_service_config config = {.zmq_context = service->zmq_context,
+                                      .curve = service->curve,
+                                      .reactor = service->reactor,
+                                      .instance = service->instance,
                                       .model = &self->model,
                                       .routers = from->routers,
                                       .jobs_max = (uint32_t)from->jobs,
@@ -104,70 +88,62 @@ static tf_code start_service(process *self, tf_error *error) {
                                                    .batch_max = (int)from->batch,
                                                    .pixels_max = from->pixels_max,
                                                    .dtype = self->dtype},
-                                      .metrics = self->metrics,
-                                      .health = self->health};
+                                      .metrics = service->metrics,
+                                      .health = service->health};
   return tf_encoder_service_new(&config, &self->service, error);
 }
 
-static tf_code start(process *self, tf_error *error) {
+static tf_code start(void *context, const tf_service *service, tf_error *error) {
+  process *self = context;
   const settings *from = &self->settings;
   tf_fetch_config fetch = {.allow_dirs = from->allow_dirs,
                            .allow_http = from->allow_http,
                            .allow_private_addresses = from->allow_private_addresses,
                            .timeout_ms = from->fetch_timeout_ms,
                            .bytes_max = (size_t)from->image_bytes_max};
-  self->reactor = tf_reactor_new();
-  self->metrics = tf_metrics_new();
-  if (self->reactor == NULL || self->metrics == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
-  tf_code code = tf_reactor_on_terminate(self->reactor, on_terminate, self);
-  if (code != TF_OK) return tf_fail(error, code, "can not handle signals");
-  code = tf_health_start(from->health, self->metrics, &self->health, error);
-  if (code == TF_OK) tf_health_set_ready(self->health, false, "loading the model");
-  if (code == TF_OK) code = tf_model_dir_open(from->model, &self->model, error);
+  tf_health_set_ready(service->health, false, "loading the model");
+  tf_code code = tf_model_dir_open(from->model, &self->model, error);
   if (code == TF_OK) code = tf_encoder_load(&self->model, &self->encoder, error);
   if (code == TF_OK) code = tf_fetcher_new(&fetch, &self->fetcher, error);
   if (code != TF_OK) return code;
   self->pool = tf_pool_new((int)from->threads);
-  self->zmq_context = zmq_ctx_new();
-  if (self->pool == NULL || self->zmq_context == NULL) {
-    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
-  }
-  tf_instance_make("encoder", self->instance, sizeof self->instance);
-  return start_service(self, error);
+  if (self->pool == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
+  code = start_service(self, service, error);
+  if (code != TF_OK) return code;
+  tf_log_info("started", TF_STR("instance", service->instance), TF_STR("model", self->model.name),
+              TF_STR("model_dir", self->model.path), TF_STR("version", TF_VERSION),
+              TF_INT("threads", tf_pool_threads(self->pool)), TF_INT("decode_threads", decode_threads(self)),
+              TF_INT("batch", from->batch), TF_STR("curve", service->curve ? "on" : "off"));
+  return TF_OK;
 }
 
-static void stop(process *self) {
+static void drain(void *context) {
+  tf_encoder_service_drain(((process *)context)->service);
+}
+
+static void stop(void *context) {
+  process *self = context;
   tf_encoder_service_free(&self->service);
-  if (self->zmq_context != NULL) zmq_ctx_term(self->zmq_context); /* waits for the sockets' linger, a second at most */
   tf_pool_free(&self->pool);
   tf_fetcher_free(&self->fetcher);
   tf_encoder_free(&self->encoder);
-  tf_health_stop(&self->health);
-  tf_metrics_free(&self->metrics);
-  tf_reactor_free(&self->reactor);
 }
+
+static const tf_service_program program = {
+    .role = "encoder",
+    .program = {.name = "tokenflex-encoder",
+                .synopsis = "[options]",
+                .summary = "Turns images into vision tokens for LLM workers, as routers ask.",
+                .options = options,
+                .option_count = sizeof options / sizeof *options},
+    .options = offsetof(settings, common),
+    .check = check,
+    .start = start,
+    .drain = drain,
+    .stop = stop,
+};
 
 int main(int argc, char **argv) {
   process self = {.service = NULL};
-  tf_error error = {.code = TF_OK};
-  tf_options_outcome outcome = TF_OPTIONS_RUN;
-  tf_code code = tf_options_parse(&program, argc, argv, &self.settings, NULL, NULL, &outcome, &error);
-  if (code == TF_OK && outcome != TF_OPTIONS_RUN) return 0;
-  if (code == TF_OK) code = check_settings(&self, &error);
-  if (code != TF_OK) {
-    fprintf(stderr, "tokenflex-encoder: %s (--help shows the options)\n", error.text);
-    return 2;
-  }
-  tf_log_setup("encoder", self.settings.log_level);
-  code = start(&self, &error);
-  if (code == TF_OK) {
-    tf_log_info("started", TF_STR("instance", self.instance), TF_STR("model", self.model.name),
-                TF_STR("model_dir", self.model.path), TF_STR("version", TF_VERSION),
-                TF_INT("threads", tf_pool_threads(self.pool)), TF_INT("decode_threads", decode_threads(&self)),
-                TF_INT("batch", self.settings.batch));
-    code = tf_reactor_run(self.reactor, &error);
-  }
-  if (code != TF_OK) fprintf(stderr, "tokenflex-encoder: %s\n", error.text);
-  stop(&self);
-  return code == TF_OK ? 0 : 1;
+  return tf_service_run(&program, argc, argv, &self.settings, &self);
 }

@@ -366,7 +366,8 @@ static tf_code start_peers(tf_encoder_service *self, tf_error *error) {
                             .measure = measure,
                             .on_drain = on_drain,
                             .context = self,
-                            .metrics = self->config.metrics};
+                            .metrics = self->config.metrics,
+                            .curve = self->config.curve};
   memcpy(config.hello.token_counts, model->token_counts, sizeof config.hello.token_counts);
   return tf_peers_new(self->config.zmq_context, self->config.reactor, &self->config.routers, &config, &self->peers,
                       error);
@@ -397,7 +398,13 @@ tf_code tf_encoder_service_new(const tf_encoder_service_config *config, tf_encod
   }
   self->job_limit = (size_t)2 * self->config.jobs_max + JOBS_MARGIN;
   self->jobs = calloc(self->job_limit, sizeof(pending *));
-  self->links = tf_llm_links_new(config->zmq_context, config->reactor, on_llm_socket, self);
+  tf_llm_links_config links = {.zmq_context = config->zmq_context,
+                               .reactor = config->reactor,
+                               .metrics = config->metrics,
+                               .curve = config->curve,
+                               .on_socket = on_llm_socket,
+                               .context = self};
+  self->links = tf_llm_links_new(&links);
   self->jobs_now = tf_metrics_gauge(config->metrics, "tokenflex_jobs", "tier=\"encoder\"", "Jobs in this process");
   self->bytes_sent = tf_metrics_counter(config->metrics, "tokenflex_tensor_bytes_total", "direction=\"sent\"",
                                         "Bytes of tensor payload");

@@ -9,6 +9,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "proto/wire_watch.h"
 #include "common/utf8.h"
 #include "llm-svc/tensor_check.h"
 
@@ -37,6 +38,7 @@ struct tf_llm_service {
   tf_peers *peers;
   tf_llm_compute *compute;
   void *tensors; /* ROUTER */
+  tf_wire_watch *watch;
   char endpoint[TF_ENDPOINT_BYTES_MAX + 1];
   live_job *jobs;
   size_t job_count, job_limit;
@@ -403,6 +405,10 @@ static tf_code bind_tensors(tf_llm_service *self, tf_error *error) {
   const tf_llm_service_config *config = &self->config;
   self->tensors = tf_wire_socket(config->zmq_context, ZMQ_ROUTER);
   if (self->tensors == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the tensor socket");
+  self->watch = tf_wire_watch_new(config->zmq_context, config->reactor, config->metrics, self->tensors,
+                                  config->tensor_bind, true, config->curve != NULL);
+  tf_code keyed = tf_curve_bind(config->curve, self->tensors, error);
+  if (keyed != TF_OK) return keyed;
   if (zmq_bind(self->tensors, config->tensor_bind) != 0) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "can not bind --tensor-bind %.300s: %s", config->tensor_bind,
                    zmq_strerror(zmq_errno()));
@@ -457,7 +463,8 @@ static tf_code start_peers(tf_llm_service *self, tf_error *error) {
                             .measure = measure,
                             .on_drain = on_drain,
                             .context = self,
-                            .metrics = self->config.metrics};
+                            .metrics = self->config.metrics,
+                            .curve = self->config.curve};
   memcpy(config.hello.token_counts, model->token_counts, sizeof config.hello.token_counts);
   return tf_peers_new(self->config.zmq_context, self->config.reactor, &self->config.routers, &config, &self->peers,
                       error);
@@ -526,6 +533,7 @@ void tf_llm_service_free(tf_llm_service **self) {
   if (service->timer >= 0) tf_reactor_remove_timer(service->config.reactor, service->timer);
   if (service->compute != NULL) tf_reactor_remove_fd(service->config.reactor, tf_llm_compute_fd(service->compute));
   tf_llm_compute_free(&service->compute);
+  tf_wire_watch_free(&service->watch);
   if (service->tensors != NULL) {
     tf_reactor_remove_socket(service->config.reactor, service->tensors);
     zmq_close(service->tensors);

@@ -11,6 +11,7 @@ typedef struct tf_llm_service tf_llm_service;
 
 typedef struct tf_llm_service_config {
   void *zmq_context;
+  const tf_curve *curve; /* NULL: no keys; else its guard runs in the context */
   tf_reactor *reactor;
   const char *instance;         /* unique for this start */
   const tf_model_dir *model;    /* name, pair hash, token counts */

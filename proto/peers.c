@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/utf8.h"
+#include "proto/wire_watch.h"
 
 enum {
   MESSAGES_A_TURN_MAX = 64, /* of one socket, before the others get theirs */
@@ -24,6 +25,7 @@ typedef struct peer {
   tf_peers *owner;
   char *endpoint;
   void *socket;
+  tf_wire_watch *watch;
   bool connected;    /* the pipe could take a message at the last tick */
   bool live;         /* answered HELLO and not silent since */
   bool hello_wanted; /* the connection is new: the router behind it may be too */
@@ -406,6 +408,10 @@ static tf_code connect_peer(tf_peers *self, void *zmq_context, const char *endpo
   }
   int immediate = 1;
   zmq_setsockopt(item->socket, ZMQ_IMMEDIATE, &immediate, sizeof immediate);
+  tf_code code = tf_curve_connect(self->config.curve, item->socket, error);
+  if (code != TF_OK) return code;
+  item->watch = tf_wire_watch_new(zmq_context, self->reactor, self->config.metrics, item->socket, endpoint, false,
+                                  self->config.curve != NULL);
   if (zmq_connect(item->socket, endpoint) != 0) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "can not connect to router %s: %s", endpoint,
                    zmq_strerror(zmq_errno()));
@@ -460,10 +466,11 @@ void tf_peers_free(tf_peers **self) {
   if (peers == NULL) return;
   *self = NULL;
   if (peers->timer >= 0) tf_reactor_remove_timer(peers->reactor, peers->timer);
-  for (size_t i = 0; i < peers->count; i++) {
+  for (size_t i = 0; peers->items != NULL && i < peers->count; i++) {
     peer *item = &peers->items[i];
     if (item->socket != NULL) {
       int linger_ms = LINGER_MS;
+      tf_wire_watch_free(&item->watch);
       tf_reactor_remove_socket(peers->reactor, item->socket);
       zmq_setsockopt(item->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
       zmq_close(item->socket);

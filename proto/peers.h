@@ -9,6 +9,7 @@
 #include "common/metrics.h"
 #include "common/options.h"
 #include "common/reactor.h"
+#include "proto/curve.h"
 #include "proto/wire.h"
 
 typedef struct tf_peers tf_peers;
@@ -33,7 +34,8 @@ typedef struct tf_peers_config {
   void (*measure)(void *context, tf_pong *pong);
   void (*on_drain)(void *context); /* a router says: finish and exit. At most once, and never while draining */
   void *context;
-  tf_metrics *metrics; /* borrowed */
+  tf_metrics *metrics;   /* borrowed */
+  const tf_curve *curve; /* borrowed; NULL: no keys */
 } tf_peers_config;
 
 /* Connects to every endpoint (a router may come later). Errors: INVALID_ARGUMENT names the endpoint; OUT_OF_MEMORY. */

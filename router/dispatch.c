@@ -80,7 +80,7 @@ static void fail(tf_dispatch *self, tf_router_job *job, tf_fail_mode mode, tf_co
 /* --- Messages to workers --- */
 
 static tf_job_key key_of(const tf_dispatch *self, const tf_router_job *job) {
-  return (tf_job_key){.queue = self->parts.config->queue,
+  return (tf_job_key){.queue = self->parts.config->wire_queue,
                       .entry = job->entry,
                       .id = job->id,
                       .attempt = job->attempt,
@@ -438,7 +438,7 @@ void tf_dispatch_message(tf_dispatch *self, const tf_worker *from, const tf_mess
   const tf_job_key *key = message->type == TF_MESSAGE_STAGE    ? &message->u.stage.key
                           : message->type == TF_MESSAGE_RESULT ? &message->u.result.key
                                                                : &message->u.failure.key;
-  if (strcmp(key->queue, self->parts.config->queue) != 0) {
+  if (strcmp(key->queue, self->parts.config->wire_queue) != 0) {
     tf_router_stats_protocol_error(self->parts.stats, "wrong_queue");
     return;
   }

@@ -1,18 +1,22 @@
-/* tokenflex-router: options, health endpoint, then the router until SIGTERM.
+/* tokenflex-router: its options, then the router until SIGTERM.
  * In: argv, environment, --config file. Out: exit status 0 (drained), 1 (could not run), 2 (wrong usage).
- * Signals are blocked before any thread starts, so that they reach the reactor alone. */
+ * What it shares with the other services is in proto/service.c. */
 #include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
 
-#include "common/log.h"
-#include "common/options.h"
+#include "proto/service.h"
 #include "router/router.h"
 
-#define AT(field) offsetof(tf_router_config, field)
+typedef struct process {
+  tf_router_config config;
+  tf_service_options common;
+  char wire_queue[TF_QUEUE_BYTES_MAX + 1];
+  tf_router *router;
+} process;
+
+#define AT(field) (offsetof(process, config) + offsetof(tf_router_config, field))
 /* clang-format off */
 static const tf_option options[] = {
-  {"redis", 'r', TF_OPTION_STRING, AT(redis), 0, 0, "redis://127.0.0.1:6379", "URL", "redis://[user:password@]host[:port][/db] or unix:///path[?db=N]"},
+  {"redis", 'r', TF_OPTION_STRING, AT(redis), 0, 0, "redis://127.0.0.1:6379", "URL", "redis://[user:password@]host[:port][/db] or unix:///path[?db=N]; ?password-file=PATH keeps the password out of it"},
   {"queue", 'q', TF_OPTION_STRING, AT(queue), 0, 0, "default", "NAME", "queue that this router serves"},
   {"bind", 'b', TF_OPTION_STRING, AT(bind), 0, 0, "tcp://127.0.0.1:7701", "ENDPOINT", "where workers connect"},
   {"lease-ms", 0, TF_OPTION_INT, AT(lease_ms), 300, 600000, "15000", "ms", "after which another router takes the jobs of one that died"},
@@ -24,67 +28,48 @@ static const tf_option options[] = {
   {"peer-timeout-ms", 0, TF_OPTION_INT, AT(peer_timeout_ms), 100, 600000, "5000", "ms", "of silence after which a worker counts as gone"},
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},
   {"insecure", 0, TF_OPTION_FLAG, AT(insecure), 0, 0, NULL, NULL, "bind to addresses that other machines reach, without encryption"},
-  {"health", 0, TF_OPTION_STRING, AT(health), 0, 0, "127.0.0.1:9101", "ADDRESS", "of /healthz, /readyz and /metrics; off: none"},
-  {"log-level", 0, TF_OPTION_CHOICE, AT(log_level), 0, 0, "info", "debug|info|warn|error", "lines below this are not logged"},
+  TF_SERVICE_BINDS_ROW(process, common),
+  TF_SERVICE_ROWS(process, common, "127.0.0.1:9101"),
 };
 /* clang-format on */
-static const tf_program program = {
-    .name = "tokenflex-router",
-    .synopsis = "[options]",
-    .summary =
-        "Takes jobs from a Redis queue, gives each its number of vision tokens, and sends it through the workers.",
-    .options = options,
-    .option_count = sizeof options / sizeof *options,
-};
 
-/* What main owns; freed in the reverse order of making. */
-typedef struct process {
-  tf_router_config config;
-  tf_reactor *reactor;
-  tf_metrics *metrics;
-  tf_health *health;
-  tf_router *router;
-} process;
-
-static void on_terminate(void *context, int signal_number) {
-  (void)signal_number;
+static tf_code check(void *context, tf_error *error) {
   process *self = context;
-  if (self->router) tf_router_drain(self->router);
-}
-
-static tf_code start(process *self, tf_error *error) {
-  self->reactor = tf_reactor_new();
-  self->metrics = tf_metrics_new();
-  if (!self->reactor || !self->metrics) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
-  tf_code code = tf_reactor_on_terminate(self->reactor, on_terminate, self);
-  if (code != TF_OK) return tf_fail(error, code, "can not handle signals");
-  code = tf_health_start(self->config.health, self->metrics, &self->health, error);
+  self->config.wire_queue = self->wire_queue;
+  tf_code code = tf_router_wire_queue(self->config.redis, self->config.queue, self->wire_queue, error);
   if (code != TF_OK) return code;
-  tf_health_set_ready(self->health, false, "starting");
-  return tf_router_new(&self->config, self->reactor, self->metrics, self->health, &self->router, error);
+  return tf_curve_check_bind(&self->common.curve, "bind", self->config.bind, self->config.insecure, error);
 }
 
-static void stop(process *self) {
-  tf_router_free(&self->router);
-  tf_health_stop(&self->health);
-  tf_metrics_free(&self->metrics);
-  tf_reactor_free(&self->reactor);
+static tf_code start(void *context, const tf_service *service, tf_error *error) {
+  process *self = context;
+  return tf_router_new(&self->config, service, &self->router, error);
 }
+
+static void drain(void *context) {
+  tf_router_drain(((process *)context)->router);
+}
+
+static void stop(void *context) {
+  tf_router_free(&((process *)context)->router);
+}
+
+static const tf_service_program program = {
+    .role = "router",
+    .program = {.name = "tokenflex-router",
+                .synopsis = "[options]",
+                .summary = "Takes jobs from a Redis queue, gives each its number of vision tokens, and sends it "
+                           "through the workers.",
+                .options = options,
+                .option_count = sizeof options / sizeof *options},
+    .options = offsetof(process, common),
+    .check = check,
+    .start = start,
+    .drain = drain,
+    .stop = stop,
+};
 
 int main(int argc, char **argv) {
   process self = {.router = NULL};
-  tf_error error = {.code = TF_OK};
-  tf_options_outcome outcome = TF_OPTIONS_RUN;
-  tf_code code = tf_options_parse(&program, argc, argv, &self.config, NULL, NULL, &outcome, &error);
-  if (code != TF_OK) {
-    fprintf(stderr, "tokenflex-router: %s (--help shows the options)\n", error.text);
-    return 2;
-  }
-  if (outcome != TF_OPTIONS_RUN) return 0;
-  tf_log_setup("router", self.config.log_level);
-  code = start(&self, &error);
-  if (code == TF_OK) code = tf_reactor_run(self.reactor, &error);
-  if (code != TF_OK) fprintf(stderr, "tokenflex-router: %s\n", error.text);
-  stop(&self);
-  return code == TF_OK ? 0 : 1;
+  return tf_service_run(&program, argc, argv, &self, &self);
 }

@@ -174,16 +174,24 @@ static void on_greeting(void *context, const redisReply *reply) {
 
 static void greet(tf_redis_async *self) {
   enter(self, GREETING);
-  const char *auth[3] = {"AUTH", self->url.user, self->url.password};
-  size_t auth_sizes[3] = {4, strlen(self->url.user), strlen(self->url.password)};
+  char password[256];
+  tf_error error;
+  if (tf_redis_password(&self->url, password, &error) != TF_OK) {
+    if (!self->warned) tf_log_error("redis_refused", TF_STR("reason", error.text));
+    self->warned = self->give_up_soon = true;
+    return;
+  }
+  const char *auth[3] = {"AUTH", self->url.user, password};
+  size_t auth_sizes[3] = {4, strlen(self->url.user), strlen(password)};
   bool sent = true;
-  if (self->url.password[0] && self->url.user[0]) {
+  if (password[0] && self->url.user[0]) {
     sent = send_command(self, 3, auth, auth_sizes, on_greeting, self);
-  } else if (self->url.password[0]) {
+  } else if (password[0]) {
     auth[1] = auth[2];
     auth_sizes[1] = auth_sizes[2];
     sent = send_command(self, 2, auth, auth_sizes, on_greeting, self);
   }
+  explicit_bzero(password, sizeof password);
   char database[16];
   int digits = snprintf(database, sizeof database, "%d", self->url.database);
   const char *select[2] = {"SELECT", database};

@@ -6,9 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "common/log.h"
-#include "proto/peers.h"
+#include "proto/wire_watch.h"
 #include "router/control.h"
 #include "router/intake.h"
 #include "router/publish.h"
@@ -27,12 +28,14 @@ enum {
 
 struct tf_router {
   const tf_router_config *config;
+  const tf_service *service;
   tf_reactor *reactor;
   tf_health *health;
   tf_router_stats stats;
   tf_redis_clock clock;
   char instance[TF_INSTANCE_BYTES_MAX + 1];
-  void *zmq_context, *socket;
+  void *socket;
+  tf_wire_watch *watch;
   tf_scripts *scripts;
   tf_jobs *jobs;
   tf_workers *workers;
@@ -85,7 +88,7 @@ static void on_hello(tf_router *self, const tf_message *message) {
                 TF_STR("pair_hash", worker->pair_hash), TF_STR("endpoint", worker->tensor_endpoint));
   tf_message answer = {.type = TF_MESSAGE_HELLO};
   answer.u.hello = (tf_hello){
-      .role = TF_ROLE_ROUTER, .instance = self->instance, .queue = self->config->queue, .version = TF_VERSION};
+      .role = TF_ROLE_ROUTER, .instance = self->instance, .queue = self->config->wire_queue, .version = TF_VERSION};
   send_to(self, worker, &answer);
   tf_control_hello(self->control, worker);
 }
@@ -267,16 +270,14 @@ static void on_redis_lost(void *context) {
 /* --- Life --- */
 
 static tf_code bind_socket(tf_router *self, tf_error *error) {
+  const tf_service *service = self->service;
   const char *endpoint = self->config->bind;
-  tf_error why;
-  if (tf_wire_endpoint_check(endpoint, true, &why) != TF_OK)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--bind: %s", why.text);
-  if (!self->config->insecure && !tf_wire_endpoint_is_local(endpoint))
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
-                   "--bind %.200s: other machines reach this address; that needs --insecure", endpoint);
-  self->zmq_context = zmq_ctx_new();
-  self->socket = self->zmq_context ? tf_wire_socket(self->zmq_context, ZMQ_ROUTER) : NULL;
+  self->socket = tf_wire_socket(service->zmq_context, ZMQ_ROUTER);
   if (!self->socket) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "can not make a socket");
+  self->watch = tf_wire_watch_new(service->zmq_context, self->reactor, service->metrics, self->socket, endpoint, true,
+                                  service->curve != NULL);
+  tf_code code = tf_curve_bind(service->curve, self->socket, error);
+  if (code != TF_OK) return code;
   if (zmq_bind(self->socket, endpoint) != 0)
     return tf_fail(error, TF_ERR_IO, "can not bind to %.200s: %s", endpoint, zmq_strerror(zmq_errno()));
   return tf_reactor_add_socket(self->reactor, self->socket, on_socket, self);
@@ -313,33 +314,42 @@ static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_
   return tf_intake_new(&intake, &self->intake);
 }
 
-tf_code tf_router_new(const tf_router_config *config, tf_reactor *reactor, tf_metrics *metrics, tf_health *health,
-                      tf_router **out, tf_error *error) {
-  char key[TF_REDIS_KEY_BYTES_MAX];
-  if (tf_redis_key(config->queue, "jobs:0", key, sizeof key) != TF_OK)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--queue '%.80s': a name is 1 to 64 of A-Z a-z 0-9 . _ -",
-                   config->queue);
+tf_code tf_router_wire_queue(const char *redis_url, const char *queue, char out[TF_QUEUE_BYTES_MAX + 1],
+                             tf_error *error) {
+  char key[TF_REDIS_KEY_BYTES_MAX], place[400];
+  if (tf_redis_key(queue, "jobs:0", key, sizeof key) != TF_OK)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--queue '%.80s': a name is 1 to 64 of A-Z a-z 0-9 . _ -", queue);
+  tf_redis_url url;
+  tf_code code = tf_redis_url_parse(redis_url, &url, error);
+  if (code != TF_OK) return code;
+  tf_redis_place(&url, place, sizeof place);
+  snprintf(out, TF_QUEUE_BYTES_MAX + 1, "%s@%08x", queue, (unsigned)XXH3_64bits(place, strlen(place)));
+  return TF_OK;
+}
+
+tf_code tf_router_new(const tf_router_config *config, const tf_service *service, tf_router **out, tf_error *error) {
   tf_redis_url url;
   tf_code code = tf_redis_url_parse(config->redis, &url, error);
   if (code != TF_OK) return code;
   tf_router *self = calloc(1, sizeof *self);
   if (!self) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
   self->config = config;
-  self->reactor = reactor;
-  self->health = health;
+  self->service = service;
+  self->reactor = service->reactor;
+  self->health = service->health;
   self->clock.offset_us = tf_unix_us() - tf_now_us(); /* until Redis tells its own */
   self->ticked_ms = self->reason_ms = tf_now_ms();
   self->reason = "starting";
-  tf_router_stats_init(&self->stats, metrics);
-  tf_instance_make("router", self->instance, sizeof self->instance);
+  tf_router_stats_init(&self->stats, service->metrics);
+  memcpy(self->instance, service->instance, sizeof self->instance);
   self->jobs = tf_jobs_new();
   self->workers = tf_workers_new();
-  self->tick = tf_reactor_add_timer(reactor, TICK_MS, true, on_tick, self);
+  self->tick = tf_reactor_add_timer(self->reactor, TICK_MS, true, on_tick, self);
   code = self->jobs && self->workers && self->tick >= 0 ? TF_OK
                                                         : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
   if (code == TF_OK) code = bind_socket(self, error);
   if (code == TF_OK) {
-    code = make_stages(self, metrics, &url);
+    code = make_stages(self, service->metrics, &url);
     if (code != TF_OK) tf_fail(error, code, "no memory to start");
   }
   if (code != TF_OK) {
@@ -347,7 +357,7 @@ tf_code tf_router_new(const tf_router_config *config, tf_reactor *reactor, tf_me
     return code;
   }
   tf_log_info("router_started", TF_STR("instance", self->instance), TF_STR("queue", config->queue),
-              TF_STR("bind", config->bind));
+              TF_STR("bind", config->bind), TF_STR("curve", service->curve ? "on" : "off"));
   *out = self;
   return TF_OK;
 }
@@ -367,10 +377,10 @@ void tf_router_free(tf_router **self) {
   tf_results_free(&freed->results);
   tf_jobs_free(&freed->jobs);
   tf_workers_free(&freed->workers);
+  tf_wire_watch_free(&freed->watch);
   if (freed->socket) {
     tf_reactor_remove_socket(freed->reactor, freed->socket);
     zmq_close(freed->socket);
   }
-  if (freed->zmq_context) zmq_ctx_term(freed->zmq_context);
   free(freed);
 }

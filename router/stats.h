@@ -8,7 +8,8 @@
 #include "policy/policy.h"
 
 typedef struct tf_router_config {
-  const char *redis, *queue, *bind, *health, *log_level;
+  const char *redis, *queue, *bind;
+  const char *wire_queue; /* what workers know the queue as: tf_router_wire_queue */
   int64_t lease_ms, max_attempts, target_wait_ms, dedupe_window_s, peer_timeout_ms, results_max, drain_timeout_s,
       job_timeout_ms;
   bool insecure;

@@ -17,7 +17,7 @@ finish() {
     fail "no sanitizer complains"
   fi
   [ "$failed" -ne 0 ] && for log in "$DIR"/*.log; do [ -s "$log" ] && { echo "--- $log"; tail -n 15 "$log"; }; done
-  rm -rf "$DIR"
+  [ -n "${KEEP:-}" ] && cp -r "$DIR" "$KEEP"; rm -rf "$DIR"
   echo "$passed passed, $failed failed"
   [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
   exit $?

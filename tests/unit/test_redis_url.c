@@ -1,7 +1,10 @@
 /* Tests of common/redis.c without a server: URLs and keys.
  * In: texts. Out: their parts, or an error that never shows a password. */
 #include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/redis.h"
 
@@ -51,6 +54,38 @@ Test(redis_url, unix_forms) {
   cr_assert_eq(parsed.database, 12);
 }
 
+Test(redis_url, credentials_of_unix_sockets) {
+  cr_assert_eq(parse("unix://u:p@/run/a@b.sock?db=3"), TF_OK, "%s", problem.text);
+  cr_assert_str_eq(parsed.user, "u");
+  cr_assert_str_eq(parsed.password, "p");
+  cr_assert_str_eq(parsed.unix_path, "/run/a@b.sock");
+  cr_assert_eq(parsed.database, 3);
+}
+
+Test(redis_url, a_password_may_come_from_a_file) {
+  char path[] = "/tmp/tf-password-XXXXXX", text[128], password[256];
+  int fd = mkstemp(path);
+  cr_assert_geq(fd, 0);
+  cr_assert_eq(write(fd, "s3cret word\r\nmore\n", 19), 19);
+  snprintf(text, sizeof text, "redis://u@host:7000/3?password-file=%s", path);
+  cr_assert_eq(parse(text), TF_OK, "%s", problem.text);
+  cr_assert_str_eq(parsed.user, "u");
+  cr_assert_eq(parsed.database, 3);
+  cr_assert_eq(tf_redis_password(&parsed, password, &problem), TF_OK, "%s", problem.text);
+  cr_assert_str_eq(password, "s3cret word");
+  snprintf(text, sizeof text, "unix:///s?password-file=%s&db=2", path);
+  cr_assert_eq(parse(text), TF_OK, "%s", problem.text);
+  cr_assert_eq(parsed.database, 2);
+  cr_assert_eq(ftruncate(fd, 0), 0);
+  cr_assert_eq(tf_redis_password(&parsed, password, &problem), TF_ERR_INVALID_FORMAT);
+  cr_assert_eq(ftruncate(fd, 300), 0);
+  cr_assert_eq(tf_redis_password(&parsed, password, &problem), TF_ERR_INVALID_FORMAT);
+  unlink(path);
+  close(fd);
+  cr_assert_eq(tf_redis_password(&parsed, password, &problem), TF_ERR_IO);
+  cr_assert_not_null(strstr(problem.text, path));
+}
+
 Test(redis_url, malformed_ones_are_refused) {
   const char *const wrong[] = {"",
                                "localhost:6379",
@@ -75,7 +110,14 @@ Test(redis_url, malformed_ones_are_refused) {
                                "unix:///",
                                "unix:///a?x=1",
                                "unix:///a?db=",
-                               "unix:///a?db=-1"};
+                               "unix:///a?db=-1",
+                               "unix://user@/a",
+                               "unix://:@/a",
+                               "redis://@host",
+                               "redis://host?db=1",
+                               "redis://host?password-file=",
+                               "redis://host/1?password-file=%zz",
+                               "redis://u:p@host?password-file=/x"};
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
     cr_assert_eq(parse(wrong[i]), TF_ERR_INVALID_ARGUMENT, "%s", wrong[i]);
     cr_assert(problem.text[0] != '\0');

@@ -1,0 +1,81 @@
+-- Published: puts dead letters back on the queue, with their id and fields, as if they had never been tried; or drops them.
+-- KEYS: 1 tf:{Q}:dead, 2 tf:{Q}:jobs:0, 3 tf:{Q}:jobs:1. ARGV: 1 the prefix "tf:{Q}:", 2 "0" or "1": the lane they go to,
+-- or "drop"; then stream ids of letters.
+-- Out: for each "retried", "dropped", "gone" (no such letter), "ended" (its id has another end by now), "no_image" (its
+-- bytes were not kept). What clears the id's end and what adds the job happen together, or not at all.
+local DEAD, PREFIX, lane = KEYS[1], ARGV[1], ARGV[2]
+local JOBS = {['0'] = KEYS[2], ['1'] = KEYS[3]}
+local IMAGES = PREFIX .. 'dead:images'
+if #KEYS ~= 3 or (lane ~= 'drop' and not JOBS[lane]) then
+  return redis.error_reply('invalid_argument retry.lua takes 3 keys, the prefix, a lane or "drop", and stream ids')
+end
+for key, wanted in pairs({[DEAD] = 'stream', [KEYS[2]] = 'stream', [KEYS[3]] = 'stream', [IMAGES] = 'hash'}) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= wanted and found ~= 'none' then
+    return redis.error_reply('invalid_argument ' .. key .. ' holds a ' .. found .. ', not a ' .. wanted)
+  end
+end
+
+-- What a letter says itself; the rest is the job's.
+local OF_LETTER = {id = true, image_dropped = true, error_code = true, error_message = true, attempts = true}
+
+local function remove(sid)
+  local bytes = redis.call('HGET', IMAGES, sid)
+  redis.call('XDEL', DEAD, sid)
+  if bytes then
+    redis.call('HDEL', IMAGES, sid)
+    redis.call('HINCRBY', IMAGES, 'sum', -tonumber(bytes))
+  end
+end
+
+-- An entry without an id of its own is known by its stream id, and its end is noted by lane and stream id.
+local function ends_of(id)
+  local keys = {PREFIX .. 'done:' .. id}
+  if string.match(id, '^%d+%-%d+$') then
+    keys[2], keys[3] = PREFIX .. 'done-entry:0:' .. id, PREFIX .. 'done-entry:1:' .. id
+  end
+  return keys
+end
+
+local function retry(sid, letter)
+  local id, fields, source = nil, {}, false
+  for i = 1, #letter, 2 do
+    local name = letter[i]
+    if name == 'id' then id = letter[i + 1] end
+    if name == 'image' or name == 'uri' then source = true end
+    if not OF_LETTER[name] then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = letter[i + 1]
+    end
+  end
+  if not id then return 'gone' end
+  if not source then return 'no_image' end
+  local mine = {}
+  for _, key in ipairs(ends_of(id)) do
+    local at = redis.pcall('GET', key)
+    if at == 'd ' .. sid then
+      mine[#mine + 1] = key
+    elseif at and key == PREFIX .. 'done:' .. id then
+      return 'ended'
+    end
+  end
+  redis.call('XADD', JOBS[lane], '*', 'id', id, unpack(fields))
+  for _, key in ipairs(mine) do redis.call('DEL', key) end
+  remove(sid)
+  return 'retried'
+end
+
+local out = {}
+for i = 3, #ARGV do
+  local sid = ARGV[i]
+  local found = redis.call('XRANGE', DEAD, sid, sid)[1]
+  if not found then
+    out[#out + 1] = 'gone'
+  elseif lane == 'drop' then
+    remove(sid)
+    out[#out + 1] = 'dropped'
+  else
+    out[#out + 1] = retry(sid, found[2])
+  end
+end
+return out
