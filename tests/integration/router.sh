@@ -227,15 +227,34 @@ keep_alive() { while :; do "$fake" "ipc://$DIR/p.sock" "pw$((n = n + 1))" 2>&1; 
 n=0
 start pw keep_alive
 check "a pair joins" until_true 10 eval '[ -n "$(r hget "$(key model)" model)" ]'
-for i in 1 2 3 4 5; do job "slow-$i"; done
+for i in 1 2 3 4 5; do job "short-$i"; done
 job die-1
-for i in 6 7; do job "slow-$i"; done
+for i in 6 7; do job "short-$i"; done
 check "the poison job and its neighbours end" until_true 90 all_done
-once worker_killed die-1 slow-1 slow-2 slow-3 slow-4 slow-5 slow-6 slow-7
+once worker_killed die-1 short-1 short-2 short-3 short-4 short-5 short-6 short-7
 same "the poison job is dead after three deaths alone" "worker_lost 3" "$(field dead die-1 error_code) $(field dead die-1 attempts)"
-same "its neighbours paid nothing" "1 1 1 1 1 1 1" "$(for i in 1 2 3 4 5 6 7; do json "slow-$i" .attempt; done | tr '\n' ' ' | sed 's/ $//')"
+same "its neighbours paid nothing" "1 1 1 1 1 1 1" "$(for i in 1 2 3 4 5 6 7; do json "short-$i" .attempt; done | tr '\n' ' ' | sed 's/ $//')"
 nothing_left worker_killed
 down p pw
+
+scenario suspects_of_two
+router q1; router q2
+keep_both() { while :; do "$fake" "ipc://$DIR/q1.sock,ipc://$DIR/q2.sock" "sw$((n = n + 1))" 2>&1; done; }
+n=0
+start sw2 keep_both
+check "a pair joins both routers" until_true 10 eval '[ -n "$(r hget "$(key model)" model)" ]'
+names=()
+for i in $(seq 1 40); do
+  job "short-$i"; names+=("short-$i")
+  case $i in 7 | 9) job "die-$i"; names+=("die-$i") ;; esac
+done
+check "two poison jobs and their neighbours end" until_true 90 all_done
+once suspects_of_two "${names[@]}"
+same "the poison jobs are dead after three deaths alone" "3 3" "$(field dead die-7 attempts) $(field dead die-9 attempts)"
+same "no neighbour paid, whichever router had it" 1 "$(entries results | jq -r '.json | fromjson | .attempt' | sort -u | xargs)"
+for name in q1 q2; do check "$name tried suspects" grep -q "event=job_retry.*code=worker_lost" "$DIR/$name.log"; done
+nothing_left suspects_of_two
+down q1 q2 sw2
 
 scenario abandoned
 r xgroup create "$(key jobs:1)" router 0 mkstream >/dev/null
