@@ -120,7 +120,8 @@ static tf_code send_job(tf_link *link, const tf_submit_settings *settings, const
   snprintf(tokens, sizeof tokens, "%lld", (long long)settings->vision_tokens);
   snprintf(new_tokens, sizeof new_tokens, "%lld", (long long)settings->max_new_tokens);
   command job = {.count = 0};
-  const char *head[] = {"EVALSHA", "", "4", link->jobs[0], link->jobs[1], link->encode, link->decode, "1", "0", "0"};
+  const char *head[] = {"EVALSHA", "",  "5", link->jobs[0], link->jobs[1], link->encode, link->decode, link->model,
+                        "1",       "0", "0"};
   for (size_t i = 0; i < sizeof head / sizeof head[0]; i++) add_text(&job, head[i]);
   add_text(&job, "id");
   add_text(&job, id);

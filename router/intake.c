@@ -185,6 +185,7 @@ static bool claim(tf_intake *self, uint32_t count) {
   tf_arguments_add_int(arguments, config->dedupe_window_s * 1000);
   tf_arguments_add_int(arguments, TF_TAKEOVERS_MAX);
   tf_arguments_add_int(arguments, TF_CLAIM_ENDED_MAX);
+  tf_arguments_add_int(arguments, config->dead_image_bytes_max);
   self->asked = count;
   tf_metric_add(self->parts.stats->claims, 1);
   return tf_scripts_call(self->parts.scripts, TF_SCRIPT_CLAIM, arguments, on_claimed, self);

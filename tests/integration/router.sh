@@ -57,7 +57,7 @@ once() {
   same "$what: each id ended exactly once" "$(printf '%s\n' "$@" | sort)" \
     "$({ entries results; entries dead; } | jq -r .id | sort)"
 }
-scenario() { Q=$1; echo "# $1"; }
+scenario() { Q=$1; echo "# $1 (at ${SECONDS}s)"; }
 down() { local name; for name in "$@"; do stop "$name" KILL; done; }
 
 scenario plain
@@ -116,7 +116,7 @@ for want in unknown:field_unknown count_min:vision_tokens_unsupported order:fiel
 done
 same "the text names what is offered" "min_vision_tokens 100 is not supported; this model has 64, 144, 256" "$(field dead count_min error_message)"
 same "the original fields are kept" "red file:///a" "$(field dead unknown colour) $(field dead unknown uri)"
-same "an image is left out" "absent" "$(field dead both image)"
+same "an image is kept" "xyz" "$(field dead both image)"
 same "a reply gets a copy of the dead letter" "field_unknown" "$(field reply:here unknown error_code)"
 same "no result comes of them" 0 "$(count results)"
 same "no worker saw them" 0 "$(grep -c '^job' "$DIR/w2.log")"
@@ -299,6 +299,54 @@ check "and says so" grep -q 'event=intake_stopped' "$DIR/l.log"
 r xtrim "$(key results)" maxlen 0 >/dev/null
 check "with room it goes on" until_true 10 all_done
 down l lw
+
+scenario retention
+router rk --results-keep-s 3 --results-max 4
+worker rkw rk
+for i in 1 2 3; do job "old$i"; done
+check "three results" until_true 10 eval '[ "$(count results)" -eq 3 ]'
+check "results go when their time is over" until_true 15 eval '[ "$(count results)" -eq 0 ]'
+r xgroup create "$(key results)" readers 0 mkstream >/dev/null
+for i in 1 2 3 4; do job "kept$i"; done
+check "the stream is full" until_true 10 eval '[ "$(count results)" -eq 4 ]'
+job waits1
+sleep 9
+same "what a group has not read stays past its time, and intake waits" "4 1" "$(count results) $(unfinished)"
+r xreadgroup group readers me count 4 streams "$(key results)" '>' >/dev/null
+last=$(r xrange "$(key results)" - + | grep -E '^[0-9]+-[0-9]+$' | tail -n 1)
+r xack "$(key results)" readers "$(r xrange "$(key results)" - + | grep -E '^[0-9]+-[0-9]+$' | head -n 1)" >/dev/null
+check "what it acknowledged goes, and intake goes on" until_true 15 ended waits1
+check "what it has read and not acknowledged stays" test -n "$(r xrange "$(key results)" "$last" "$last")"
+down rk rkw
+
+scenario limits
+router lm --max-waiting 3 --max-waiting-bytes 60000 --dead-image-bytes-max 5000
+submit5() { # max_waiting max_bytes field value...: with the queue's own limits
+  r --eval router/lua/submit.lua "$(key jobs:0)" "$(key jobs:1)" "$(key lease:encode)" "$(key lease:decode)" "$(key model)" , 1 "$@" 2>&1
+}
+check "the limits are told to submitters" until_true 10 eval '[ "$(r hget "$(key model)" max_waiting)" = 3 ]'
+for i in 1 2 3; do submit5 0 0 id "in$i" uri file:///a >/dev/null; done
+check "the queue's own limit holds for who names none" test -n "$(submit5 0 0 id in4 uri file:///a | grep '^queue_full 3 jobs are waiting, the limit is 3')"
+check "and for who names a larger one" test -n "$(submit5 9 0 id in4 uri file:///a | grep '^queue_full 3 jobs')"
+r xtrim "$(key jobs:1)" maxlen 0 >/dev/null
+check "a smaller one of the client's counts" test -n "$(submit5 1 0 id in5 uri file:///a; submit5 1 0 id in6 uri file:///a | grep '^queue_full 1 jobs')"
+check "bytes are limited too" test -n "$(submit5 0 0 id in7 image "$(head -c 70000 /dev/zero | tr '\0' x)" | grep '^queue_full the queue holds')"
+r xtrim "$(key jobs:1)" maxlen 0 >/dev/null
+picture() { head -c "$1" /dev/zero | tr '\0' x; }
+worker lmw lm
+add id fail-image_corrupt-1 image "$(picture 3000)" >/dev/null
+check "an inline image dies" until_true 10 ended fail-image_corrupt-1
+add id fail-image_corrupt-2 image "$(picture 3000)" prompt hello >/dev/null
+check "another one" until_true 10 ended fail-image_corrupt-2
+same "the first letter keeps its image" 3000 "$(field dead fail-image_corrupt-1 image | tr -d '\n' | wc -c)"
+same "past the limit it is left out, and said to be" "absent 1 hello" "$(for f in image image_dropped prompt; do field dead fail-image_corrupt-2 "$f"; done | xargs)"
+r xdel "$(key dead)" "$(r xrange "$(key dead)" - + | head -n 1)" >/dev/null
+check "whoever deletes a letter makes room for another's image" until_true 15 eval '[ "$(r hget "$(key dead:images)" sum)" = 0 ]'
+add id fail-image_corrupt-3 image "$(picture 5000)" >/dev/null
+check "a third one" until_true 10 ended fail-image_corrupt-3
+same "which keeps its image" 5000 "$(field dead fail-image_corrupt-3 image | tr -d '\n' | wc -c)"
+nothing_left limits
+down lm lmw
 
 scenario two_routers
 router r1; router r2
