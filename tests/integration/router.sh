@@ -162,6 +162,10 @@ sleep 0.3
 once failures fail-image_truncated-1 fail-fetch_unavailable-1 full-1 twice-1 stale-1 garbage-1
 same "what can't pass dies at once" "image_truncated 1" "$(field dead fail-image_truncated-1 error_code) $(field dead fail-image_truncated-1 attempts)"
 same "what may pass is tried three times" "fetch_unavailable 3" "$(field dead fail-fetch_unavailable-1 error_code) $(field dead fail-fetch_unavailable-1 attempts)"
+# ms between what the log says of a job
+gaps() { grep -E "event=job_(retry|dead) job=$2 " "$DIR/$1.log" | sed 's/^time=\([^ ]*\).*/\1/' | date -f - +%s%3N | awk 'NR > 1 { print $1 - last } { last = $1 }'; }
+same "each try waits longer: 100 ms at least, then 200" "yes yes" "$(gaps f fail-fetch_unavailable-1 | awk '{ print ($1 >= 100 * NR ? "yes" : $1) }' | xargs)"
+same "what can't pass is tried once" 1 "$(grep -c '^job fail-image' "$DIR/fw.log")"
 same "the worker saw three attempts" 3 "$(grep -c '^job fail-fetch' "$DIR/fw.log")"
 same "being handed back costs no attempt" 1 "$(json full-1 .attempt)"
 same "though it was assigned twice" 2 "$(grep -c '^job full-1' "$DIR/fw.log")"
@@ -310,7 +314,7 @@ r xgroup create "$(key results)" readers 0 mkstream >/dev/null
 for i in 1 2 3 4; do job "kept$i"; done
 check "the stream is full" until_true 10 eval '[ "$(count results)" -eq 4 ]'
 job waits1
-sleep 9
+sleep 5
 same "what a group has not read stays past its time, and intake waits" "4 1" "$(count results) $(unfinished)"
 r xreadgroup group readers me count 4 streams "$(key results)" '>' >/dev/null
 last=$(r xrange "$(key results)" - + | grep -E '^[0-9]+-[0-9]+$' | tail -n 1)
