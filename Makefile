@@ -10,6 +10,8 @@ endif
 CFLAGS_release := -O2 -g
 CFLAGS_debug := -O0 -g3
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+# Dies at named steps of a job when told to (common/fail_point.h).
+CFLAGS_chaos := -O2 -g -DTF_FAIL_POINTS
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 PACKAGES := libzmq libprotobuf-c openblas libjpeg hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
 # One short line a file; V=1 shows the commands.
@@ -115,4 +117,4 @@ install: build model ## install programs and model under PREFIX (/usr/local)
 	install -m 644 build/model/*.gguf $(DESTDIR)$(PREFIX)/share/tokenflex/model
 
 clean: ## remove what was built (the model stays)
-	rm -rf build/release build/debug build/asan build/tsan
+	rm -rf build/release build/debug build/asan build/tsan build/chaos

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/fail_point.h"
 #include "common/log.h"
 #include "encoder-svc/llm_links.h"
 
@@ -132,6 +133,7 @@ static void fail_pending(tf_encoder_service *self, pending *item, tf_code code, 
 
 static void on_acknowledged(tf_encoder_service *self, pending *item) {
   const tf_job_key *key = &job_of(item)->key;
+  TF_FAIL_POINT("encoder-acknowledged", key->id);
   tf_message message = {.type = TF_MESSAGE_STAGE,
                         .u.stage = {.key = *key, .stage = TF_STAGE_DECODE, .timing = item->job.timing}};
   tf_peers_deliver(self->peers, &message);
@@ -183,6 +185,7 @@ static void send_tensor(tf_encoder_service *self, pending *item) {
   item->sent_ms = tf_now_ms();
   item->ack_due_ms = item->sent_ms + self->config.ack_timeout_ms;
   tf_metric_add(self->bytes_sent, (double)work->tensor_bytes);
+  TF_FAIL_POINT("encoder-sent", job->key.id);
 }
 
 /* A job came out of the pipeline. */
@@ -197,6 +200,7 @@ static void on_finished(tf_encoder_service *self, pending *item) {
     fail_pending(self, item, work->error.code, work->error.text);
     return;
   }
+  TF_FAIL_POINT("encoder-encoded", job_of(item)->key.id);
   work->timing.wait_ms += (float)(tf_now_us() - work->idle_since_us) / 1000;
   tf_text_clean(work->warning);
   if (zmq_msg_init_data(&item->payload, work->tensor, work->tensor_bytes, free_tensor, NULL) != 0) {
@@ -292,6 +296,7 @@ static tf_code start_job(tf_encoder_service *self, tf_message **message, tf_erro
   }
   *message = NULL;
   self->jobs[self->job_count++] = item;
+  TF_FAIL_POINT("encoder-job", job->key.id);
   tf_peers_job_begin(self->peers, job->key.router);
   if (job->alone) {
     item->parked_ms = tf_now_ms();

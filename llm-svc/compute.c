@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/fail_point.h"
 #include "common/log.h"
 #include "common/mailbox.h"
 
@@ -142,6 +143,7 @@ static void *compute_main(void *context) {
     size_t count = 0;
     int64_t begin_us = tf_now_us();
     busy = tf_engine_step(self->engine, &events, &count);
+    if (busy) TF_FAIL_POINT("llm-decoding", "");
     if (busy) tf_metric_observe(self->step_seconds, (double)(tf_now_us() - begin_us) / 1e6);
     for (size_t i = 0; i < count; i++) post(self, &events[i]);
     measure(self);

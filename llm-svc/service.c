@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "common/clock.h"
+#include "common/fail_point.h"
 #include "common/log.h"
 #include "common/utf8.h"
 #include "llm-svc/tensor_check.h"
@@ -191,7 +192,9 @@ static void finish_job(tf_llm_service *self, live_job *job, tf_llm_event *done) 
                                      .encoder_instance = header->encoder_instance,
                                      .llm_instance = self->config.instance,
                                      .warning = header->warning}};
+  TF_FAIL_POINT("llm-done", header->key.id);
   tf_peers_deliver(self->peers, &message);
+  TF_FAIL_POINT("llm-told", header->key.id);
   count_outcome(self, "ok");
   tf_metric_add(self->tokens, event->completion_tokens);
   observe(self, header->vision_tokens, event);
@@ -327,7 +330,9 @@ static void on_tensor(tf_llm_service *self, tf_message **message) {
     refuse(self, *message, code, &error);
     return;
   }
+  TF_FAIL_POINT("llm-tensor", header->key.id);
   acknowledge(self, *message);
+  TF_FAIL_POINT("llm-acknowledged", header->key.id);
   live_job *job = &self->jobs[self->job_count++];
   *job = (live_job){.message = *message, .handle = self->next_handle, .timing = header->timing};
   int64_t transfer_us = arrived_unix_us - header->sent_unix_us;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fail_point.h"
 #include "common/log.h"
 
 enum { ASSIGN_JOBS_MAX = 100, STAGE_JOBS_MAX = 256, PLACED_PER_ROUND_MAX = 1024 };
@@ -147,6 +148,7 @@ static void send_job(tf_dispatch *self, tf_router_job *job) {
   tf_code code = tf_wire_send(self->parts.socket, encoder->peer, encoder->peer_size, &message,
                               inline_image ? &payload : NULL, &error);
   if (code == TF_OK) {
+    TF_FAIL_POINT("router-sent", job->id);
     tf_jobs_set_state(self->parts.jobs, job, TF_JOB_ENCODING);
     job->assigned_ms = tf_now_ms();
     tf_router_stats_assigned(self->parts.stats, job->vision_tokens, tf_reason_name(job->reason));
@@ -177,6 +179,7 @@ static void on_assigned(void *context, const redisReply *reply) {
       tf_dispatch_forget(self, job);
     } else {
       job->attempt = (uint32_t)attempt;
+      TF_FAIL_POINT("router-assigned", job->id);
       send_job(self, job);
     }
   }

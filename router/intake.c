@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fail_point.h"
 #include "common/log.h"
 
 enum { POLL_MS_MIN = 5, POLL_MS_MAX = 20, LOAD_ONLY_MS = 100, NUMBERS = 8, CLAIMED_ELEMENTS = 7 };
@@ -108,6 +109,7 @@ static void take(tf_intake *self, const redisReply *claimed) {
   tf_bytes reason = bytes_of(element[4]);
   job->reason = tf_reason_from_name(reason.data, reason.size);
   job->suspect = element[5]->integer != 0;
+  TF_FAIL_POINT("router-claimed", element[0]->str);
   tf_job_field pairs[TF_JOB_FIELDS_MAX];
   size_t count = read_pairs(element[6], pairs);
   tf_job_fields fields;
