@@ -38,7 +38,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build caption test chaos unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -51,6 +51,11 @@ caption: packages ## install, build, get the model, caption IMAGES=DIR (default:
 test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
+
+chaos: test-packages ## kill, stop, cut everything under load (JOBS=1000 a fault, SEED=, ONLY=): about half an hour
+	@$(MAKE) --no-print-directory -j$(shell nproc) build model
+	@$(MAKE) --no-print-directory -j$(shell nproc) VARIANT=chaos build
+	@JOBS=$(or $(CHAOS_JOBS),1000) bash tests/chaos/run.sh
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run
@@ -102,7 +107,7 @@ $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard rout
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/chaos/*.c tools/*.c)
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean

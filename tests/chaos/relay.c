@@ -132,7 +132,8 @@ int main(int argc, char **argv) {
     cut_wanted = toggle_wanted = 0;
     for (int i = 0; i < LINKS_MAX; i++) {
       link_pair *link = &links[i];
-      bool open = link->used && forward(&link->ways[0], link->ways[1].from) && forward(&link->ways[1], link->ways[0].from);
+      bool open =
+          link->used && forward(&link->ways[0], link->ways[1].from) && forward(&link->ways[1], link->ways[0].from);
       if (link->used && !open) close_link(link);
     }
     if (listener >= 0) accept_one(listener, target);

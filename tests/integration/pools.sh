@@ -5,16 +5,6 @@
 
 mkdir "$DIR/photos"
 jpegtran -crop 64x64+16+16 -outfile "$DIR/photos/small.jpg" examples/cat.jpg || fail "a small photo is made"
-# One bit of the last weight makes another model of it.
-other_model() { # FOLDER
-  local file last
-  mkdir "$1" && cp "$TINY"/*.gguf "$1/" && chmod u+w "$1"/*.gguf || return 1
-  for file in "$1"/*adapter*.gguf; do
-    last=$(($(stat -c %s "$file") - 4))
-    printf "\\x$(printf %02x $(($(od -An -tu1 -j "$last" -N 1 "$file") ^ 1)))" |
-      dd of="$file" bs=1 seek="$last" conv=notrunc status=none || return 1
-  done
-}
 check "another model is made" other_model "$DIR/other"
 
 # The server of queue Q listens on $DIR/Q.sock.
