@@ -113,10 +113,11 @@ static void count_outcome(tf_encoder_service *self, const char *outcome) {
 
 /* ---- endings ---- */
 
-/* Handed back, not tried: costs the job no attempt. WORKER_LOST is what an LLM says of a tensor for its predecessor. */
+/* Handed back, not tried: costs the job no attempt. WORKER_LOST is what an LLM says of a tensor for its predecessor;
+ * a wire that is cut (WORKER_UNREACHABLE) is no fault of the job's, and would end a whole queue if it counted. */
 static bool is_no_attempt(tf_code code) {
   return code == TF_ERR_WORKER_FULL || code == TF_ERR_PAIR_MISMATCH || code == TF_ERR_WORKER_DRAINING ||
-         code == TF_ERR_WORKER_LOST;
+         code == TF_ERR_WORKER_LOST || code == TF_ERR_WORKER_UNREACHABLE;
 }
 
 static void report_failure(tf_encoder_service *self, const tf_job_key *key, tf_code code, const char *text) {

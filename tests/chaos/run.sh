@@ -216,7 +216,7 @@ kill_in_turn() {
 }
 if wanted real && [ "$REAL_JOBS" -gt 0 ]; then
   JOBS=$REAL_JOBS PROBE=6 MODEL=$PWD/build/model LEASE_MS=6000 PEER_MS=4000 NEW_TOKENS=12 LIMITS="max_vision_tokens 64"
-  PHOTO=$PWD/examples/cat.jpg
+  cp examples/cat.jpg "$DIR/photos/" && PHOTO=$DIR/photos/cat.jpg
   begin real "the real pair: SIGKILL of encoder, LLM, router in turn"
   ROUTERS=$(router_at r1),$(router_at r2)
   router r1; router r2; encoder e1; llm l1; llm l2
