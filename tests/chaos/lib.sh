@@ -6,7 +6,7 @@ CHAOS=${CHAOS:-build/chaos}
 JOBS=${JOBS:-1000}
 SEED=${SEED:-$$}
 RANDOM=$SEED
-NEW_TOKENS=${NEW_TOKENS:-60}
+NEW_TOKENS=${NEW_TOKENS:-200}
 PROBE=$((JOBS / 5 > 20 ? JOBS / 5 : 20))
 ROWS=$DIR/rows
 : >"$ROWS"
@@ -72,12 +72,13 @@ ids() { r --json xrange "$(key "$1")" - + | jq -r '.[][1] | .[index("id") + 1]';
 added=0
 # feed COUNT: every tenth comes in both lanes, every seventh twice: still one id each
 feed() {
-  local i lane
-  for ((i = added + 1; i <= added + $1; i++)); do
-    for lane in 1 $([ $((i % 10)) -eq 0 ] && echo 0) $([ $((i % 7)) -eq 0 ] && echo 1); do
-      echo "XADD $(key jobs:$lane) * id ${PREFIX:-job}-$i uri file://${PHOTO:-$DIR/photos/small.jpg} max_new_tokens $NEW_TOKENS ${LIMITS:-}"
-    done
-  done | r >/dev/null
+  awk -v from="$((added + 1))" -v to="$((added + $1))" -v key="$(key jobs:)" -v prefix="${PREFIX:-job}" \
+    -v photo="${PHOTO:-$DIR/photos/small.jpg}" -v tokens="$NEW_TOKENS" -v limits="${LIMITS:-}" '
+    function add(lane, i) {
+      printf "XADD %s%d * id %s-%d uri file://%s max_new_tokens %d %s\r\n", key, lane, prefix, i, photo, tokens, limits
+    }
+    BEGIN { for (i = from; i <= to; i++) { add(1, i); if (i % 10 == 0) add(0, i); if (i % 7 == 0) add(1, i) } }' |
+    r --pipe >/dev/null || fail "$NAME: jobs are added"
   added=$((added + $1))
 }
 now_ms() { date +%s%3N; }
@@ -108,6 +109,7 @@ under_load() {
   SAMPLER=$!
   until_true 60 ended_past $((PROBE + JOBS / 10)) || fail "$NAME: jobs begin to end"
   FAULT_MS=$(now_ms)
+  check "$NAME: the fault falls on jobs that are under way" test "$(ended)" -lt $((PROBE + JOBS * 3 / 4))
 }
 sample() { # "ms ended" lines until the queue's marker is gone
   touch "$DIR/sampling"
@@ -158,7 +160,7 @@ finish_scenario() {
   same "$NAME: dead letters" "$dead" "$(count dead)"
   same "$NAME: no lease, retry or job state is left" "0 0 0 0" "$(state_left)"
   echo "$TEXT|$((JOBS + $(extra_ids | wc -l)))|$((results - PROBE))|$(count dead)|$(dropped)|$recovered|$rate_before|$rate_after|$([ "$failed" -eq "$failed_before" ] && echo ok || echo FAILED)" >>"$ROWS"
-  if [ "$failed" -ne "$failed_before" ] && [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP/$NAME" && cp "$DIR"/*.log "$DIR/samples" "$KEEP/$NAME/"; fi
+  if [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP/$NAME" && cp "$DIR"/*.log "$DIR/samples" "$KEEP/$NAME/" && echo "$FAULT_MS" >"$KEEP/$NAME/fault"; fi
   down_all
   r flushall >/dev/null
 }
