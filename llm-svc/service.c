@@ -342,7 +342,7 @@ static void on_tensor(tf_llm_service *self, tf_message **message) {
   zmq_msg_close(&(*message)->payload); /* the values are with the engine */
   zmq_msg_init(&(*message)->payload);
   *message = NULL;
-  if (header->alone) park_alone(self, command);
+  if (command != NULL) park_alone(self, command); /* kept back above */
 }
 
 static void on_tensor_socket(void *context, void *socket) {
