@@ -10,6 +10,8 @@ endif
 CFLAGS_release := -O2 -g
 CFLAGS_debug := -O0 -g3
 CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+# Dies at named steps of a job when told to (common/fail_point.h).
+CFLAGS_chaos := -O2 -g -DTF_FAIL_POINTS
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
 PACKAGES := libzmq libprotobuf-c openblas libjpeg libpng libwebp libwebpdemux libwebpmux libheif dav1d libtiff-4 hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
 # One short line a file; V=1 shows the commands.
@@ -36,7 +38,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long
+.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -80,6 +82,10 @@ TRAIN_PYTHON := PYTHONPATH=tools MALLOC_ARENA_MAX=1 $(TRAIN_VENV)/bin/python
 $(TRAIN_VENV)/ready: train/requirements.txt
 	@echo "  making $(TRAIN_VENV) (PyTorch: some gigabytes)"
 	@python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r train/requirements.txt && touch $@
+chaos: test-packages ## kill, stop, cut everything under load (CHAOS_JOBS=1000, SEED=, ONLY=): half an hour
+	@$(MAKE) --no-print-directory -j$(shell nproc) build model
+	@$(MAKE) --no-print-directory -j$(shell nproc) VARIANT=chaos build
+	@JOBS=$(or $(CHAOS_JOBS),1000) bash tests/chaos/run.sh
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run
@@ -147,6 +153,7 @@ build/fuzz/fuzz_image: tests/fuzz/fuzz_image.c $(wildcard image/*.[ch]) common/e
 	  $(shell pkg-config --cflags --libs libjpeg libpng libwebp libwebpdemux libheif dav1d libtiff-4) -lgif -pthread
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/fuzz/*.c tools/*.c)
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/chaos/*.c tools/*.c)
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean
@@ -177,3 +184,4 @@ deb: ## make Debian packages of the programs and of the model, in build/deb
 
 clean: ## remove what was built (the model stays)
 	rm -rf build/release build/debug build/asan build/tsan build/fuzz build/deb
+	rm -rf build/release build/debug build/asan build/tsan build/chaos

@@ -117,8 +117,8 @@ static void add_text(command *self, const char *text) {
 tf_code tf_submit_fields(tf_link *link, int lane, const tf_submit_field *fields, size_t count, tf_error *error) {
   command job = {.count = 0};
   const char *const lane_text = lane == 0 ? "0" : "1";
-  const char *head[] = {"EVALSHA",    "",           "4",       link->jobs[0], link->jobs[1],
-                        link->encode, link->decode, lane_text, "0",           "0"};
+  const char *head[] = {"EVALSHA", "",  "5", link->jobs[0], link->jobs[1], link->encode, link->decode, link->model,
+                        lane_text, "0", "0"};
   for (size_t i = 0; i < sizeof head / sizeof head[0]; i++) add_text(&job, head[i]);
   if (count > TF_SUBMIT_FIELDS_MAX) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "a job of %zu fields", count);
   for (size_t i = 0; i < count; i++) {

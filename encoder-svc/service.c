@@ -1,6 +1,7 @@
 /* The encoder service's reactor side: the table of jobs, and what is said about each to router and LLM.
  * In: JOB, CANCEL, TENSOR_ACK, TENSOR_REFUSED, finished pipeline jobs. Out: TENSOR, STAGE, FAILURE.
- * A job is in the table from JOB until its tensor is acknowledged or it failed; the table has a bound. */
+ * A job is in the table from JOB until its tensor is acknowledged or it failed; the table has a bound.
+ * A job that is to be tried alone is parked until the table holds nothing else; what comes meanwhile goes back. */
 #include "encoder-svc/service.h"
 
 #include <math.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/fail_point.h"
 #include "common/log.h"
 #include "encoder-svc/llm_links.h"
 
@@ -17,10 +19,18 @@ enum {
   JOBS_MIN = 4,
   /* Windows shrink while jobs are on their way, and every router has at least one slot. */
   JOBS_MARGIN = TF_STRING_LIST_ITEMS_MAX,
-  DRAIN_GRACE_MS = 300 /* jobs that crossed our WINDOW on the way are handed back, not lost */
+  ALONE_WAIT_MS_MAX = 60000, /* for the jobs before it; then it goes back */
+  ANNOUNCE_MS = 10,          /* until what was sent has left the process */
+  DRAIN_GRACE_MS = 300       /* jobs that crossed our WINDOW on the way are handed back, not lost */
 };
 
-typedef enum pending_state { PENDING_PIPELINE, PENDING_SENDING, PENDING_ACK } pending_state;
+typedef enum pending_state {
+  PENDING_PARKED,    /* to be tried alone: others are still here */
+  PENDING_ANNOUNCED, /* they have gone, and the router was told; begins once that has left */
+  PENDING_PIPELINE,
+  PENDING_SENDING,
+  PENDING_ACK
+} pending_state;
 
 typedef struct pending {
   tf_encode_job job; /* first: the pipeline hands back a pointer to it */
@@ -28,6 +38,7 @@ typedef struct pending {
   zmq_msg_t payload; /* the tensor, while it waits to be sent */
   bool has_payload, linked;
   int64_t sent_ms, ack_due_ms;
+  int64_t parked_ms, announced_ms;
 } pending;
 
 struct tf_encoder_service {
@@ -37,6 +48,7 @@ struct tf_encoder_service {
   tf_pipeline *pipeline;
   pending **jobs;
   size_t job_count, job_limit;
+  pending *alone; /* the job that is tried alone; NULL: none */
   int timer;
   bool draining;
   int64_t drain_begin_ms;
@@ -66,6 +78,18 @@ static void pending_free(tf_encoder_service *self, pending *item) {
   free(item);
 }
 
+/* Says that the job is the only one here once it is: a death from then on counts against it alone. */
+static void announce_alone(tf_encoder_service *self) {
+  pending *item = self->alone;
+  if (item == NULL || item->state != PENDING_PARKED || self->job_count > 1) return;
+  tf_message message = {
+      .type = TF_MESSAGE_STAGE,
+      .u.stage = {.key = job_of(item)->key, .stage = TF_STAGE_ENCODE, .timing = item->job.timing, .alone = true}};
+  tf_peers_deliver(self->peers, &message);
+  item->state = PENDING_ANNOUNCED;
+  item->announced_ms = tf_now_ms();
+}
+
 static void remove_job(tf_encoder_service *self, pending *item) {
   for (size_t i = 0; i < self->job_count; i++) {
     if (self->jobs[i] != item) continue;
@@ -73,7 +97,12 @@ static void remove_job(tf_encoder_service *self, pending *item) {
     break;
   }
   tf_peers_job_end(self->peers, job_of(item)->key.router);
+  if (item == self->alone) {
+    self->alone = NULL;
+    tf_peers_pause(self->peers, false);
+  }
   pending_free(self, item);
+  announce_alone(self);
 }
 
 static void count_outcome(tf_encoder_service *self, const char *outcome) {
@@ -84,10 +113,11 @@ static void count_outcome(tf_encoder_service *self, const char *outcome) {
 
 /* ---- endings ---- */
 
-/* Handed back, not tried: costs the job no attempt. WORKER_LOST is what an LLM says of a tensor for its predecessor. */
+/* Handed back, not tried: costs the job no attempt. WORKER_LOST is what an LLM says of a tensor for its predecessor;
+ * a wire that is cut (WORKER_UNREACHABLE) is no fault of the job's, and would end a whole queue if it counted. */
 static bool is_no_attempt(tf_code code) {
   return code == TF_ERR_WORKER_FULL || code == TF_ERR_PAIR_MISMATCH || code == TF_ERR_WORKER_DRAINING ||
-         code == TF_ERR_WORKER_LOST;
+         code == TF_ERR_WORKER_LOST || code == TF_ERR_WORKER_UNREACHABLE;
 }
 
 static void report_failure(tf_encoder_service *self, const tf_job_key *key, tf_code code, const char *text) {
@@ -104,6 +134,7 @@ static void fail_pending(tf_encoder_service *self, pending *item, tf_code code, 
 
 static void on_acknowledged(tf_encoder_service *self, pending *item) {
   const tf_job_key *key = &job_of(item)->key;
+  TF_FAIL_POINT("encoder-acknowledged", key->id);
   tf_message message = {.type = TF_MESSAGE_STAGE,
                         .u.stage = {.key = *key, .stage = TF_STAGE_DECODE, .timing = item->job.timing}};
   tf_peers_deliver(self->peers, &message);
@@ -141,7 +172,8 @@ static void send_tensor(tf_encoder_service *self, pending *item) {
                                      .byte_length = work->tensor_bytes,
                                      .timing = work->timing,
                                      .sent_unix_us = tf_unix_us(),
-                                     .stream = job->stream}};
+                                     .stream = job->stream,
+                                     .alone = job->alone}};
   tf_error error;
   tf_code code = tf_llm_links_send(self->links, job->llm_endpoint, &message, &item->payload, &error);
   if (code == TF_ERR_PROTOCOL) {
@@ -154,6 +186,7 @@ static void send_tensor(tf_encoder_service *self, pending *item) {
   item->sent_ms = tf_now_ms();
   item->ack_due_ms = item->sent_ms + self->config.ack_timeout_ms;
   tf_metric_add(self->bytes_sent, (double)work->tensor_bytes);
+  TF_FAIL_POINT("encoder-sent", job->key.id);
 }
 
 /* A job came out of the pipeline. */
@@ -168,6 +201,7 @@ static void on_finished(tf_encoder_service *self, pending *item) {
     fail_pending(self, item, work->error.code, work->error.text);
     return;
   }
+  TF_FAIL_POINT("encoder-encoded", job_of(item)->key.id);
   work->timing.wait_ms += (float)(tf_now_us() - work->idle_since_us) / 1000;
   tf_text_clean(work->warning);
   if (zmq_msg_init_data(&item->payload, work->tensor, work->tensor_bytes, free_tensor, NULL) != 0) {
@@ -234,6 +268,7 @@ static tf_code check_job(tf_encoder_service *self, const tf_job *job, tf_error *
   if (!tf_encoder_supports(self->config.pipeline.encoder, job->vision_tokens)) {
     return tf_fail(error, TF_ERR_PAIR_MISMATCH, "this encoder can not make %u vision tokens", job->vision_tokens);
   }
+  if (self->alone != NULL) return tf_fail(error, TF_ERR_WORKER_FULL, "the encoder is kept free for one job");
   if (self->job_count >= self->job_limit) {
     return tf_fail(error, TF_ERR_WORKER_FULL, "the encoder holds %zu jobs", self->job_count);
   }
@@ -253,7 +288,8 @@ static tf_code start_job(tf_encoder_service *self, tf_message **message, tf_erro
   item->job.message = *message;
   item->job.timing = job->timing;
   atomic_init(&item->job.cancelled, false);
-  if (!tf_pipeline_submit(self->pipeline, &item->job)) {
+  item->state = job->alone ? PENDING_PARKED : PENDING_PIPELINE;
+  if (!job->alone && !tf_pipeline_submit(self->pipeline, &item->job)) {
     item->job.message = NULL;
     tf_llm_links_release(self->links, job->llm_endpoint);
     free(item);
@@ -261,7 +297,14 @@ static tf_code start_job(tf_encoder_service *self, tf_message **message, tf_erro
   }
   *message = NULL;
   self->jobs[self->job_count++] = item;
+  TF_FAIL_POINT("encoder-job", job->key.id);
   tf_peers_job_begin(self->peers, job->key.router);
+  if (job->alone) {
+    item->parked_ms = tf_now_ms();
+    self->alone = item;
+    tf_peers_pause(self->peers, true);
+    announce_alone(self);
+  }
   return TF_OK;
 }
 
@@ -286,10 +329,24 @@ static void on_router_message(void *context, tf_message **message) {
 
 /* ---- time ---- */
 
+/* Begins once the announcement has left, whatever the job does to this process. */
+static void check_alone(tf_encoder_service *self, int64_t now_ms) {
+  pending *item = self->alone;
+  if (item == NULL) return;
+  if (item->state == PENDING_PARKED && now_ms - item->parked_ms >= ALONE_WAIT_MS_MAX) {
+    fail_pending(self, item, TF_ERR_WORKER_FULL, "the encoder did not become free for this job alone");
+  } else if (item->state == PENDING_ANNOUNCED && now_ms - item->announced_ms >= ANNOUNCE_MS) {
+    item->state = PENDING_PIPELINE;
+    item->job.timing.wait_ms += (float)(now_ms - item->parked_ms);
+    if (!tf_pipeline_submit(self->pipeline, &item->job))
+      fail_pending(self, item, TF_ERR_WORKER_FULL, "the encoder's queue is full");
+  }
+}
+
 static void check_tensors(tf_encoder_service *self, int64_t now_ms) {
   for (size_t i = self->job_count; i-- > 0;) { /* backwards: what is removed is replaced by the last */
     pending *item = self->jobs[i];
-    if (item->state == PENDING_PIPELINE) continue;
+    if (item->state < PENDING_SENDING) continue;
     if (now_ms >= item->ack_due_ms) {
       char text[TF_ERROR_TEXT_BYTES_MAX];
       snprintf(text, sizeof text, "the LLM worker at %.300s did not take the tensor within %lld ms",
@@ -315,6 +372,7 @@ static void check_drain(tf_encoder_service *self, int64_t now_ms) {
 static void on_tick(void *context) {
   tf_encoder_service *self = context;
   int64_t now_ms = tf_now_ms();
+  check_alone(self, now_ms);
   check_tensors(self, now_ms);
   tf_llm_links_expire(self->links);
   tf_pipeline_measure(self->pipeline);

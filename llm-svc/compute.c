@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/fail_point.h"
 #include "common/log.h"
 #include "common/mailbox.h"
 
@@ -168,6 +169,7 @@ static void *compute_main(void *context) {
     size_t count = 0;
     int64_t begin_us = tf_now_us();
     busy = tf_engine_step(self->engine, &events, &count);
+    if (busy) TF_FAIL_POINT("llm-decoding", "");
     meter_step(self, busy, tf_now_us() - begin_us);
     for (size_t i = 0; i < count; i++) post(self, &events[i]);
     measure(self);

@@ -1,6 +1,7 @@
 /* The LLM service's reactor side: the table of live jobs, and what is said about each to encoder and router.
  * In: TENSOR, CANCEL, events of the engine. Out: TENSOR_ACK, TENSOR_REFUSED, DELTA, RESULT, FAILURE.
- * A job is in the table from its tensor until its result is handed to a router; the table has a bound. */
+ * A job is in the table from its tensor until its result is handed to a router; the table has a bound.
+ * A job that is to be tried alone is parked until the table holds nothing else; what comes after that goes back. */
 #include "llm-svc/service.h"
 
 #include <stdlib.h>
@@ -8,6 +9,7 @@
 #include <xxhash.h>
 
 #include "common/clock.h"
+#include "common/fail_point.h"
 #include "common/log.h"
 #include "proto/wire_watch.h"
 #include "common/utf8.h"
@@ -17,7 +19,9 @@ enum {
   TICK_MS = 50,
   MESSAGES_A_TURN_MAX = 64,
   JOBS_MARGIN = TF_STRING_LIST_ITEMS_MAX,
-  RECENT_MAX = 4096, /* attempts that ended or were cancelled: they are not computed again */
+  RECENT_MAX = 4096,         /* attempts that ended or were cancelled: they are not computed again */
+  ALONE_WAIT_MS_MAX = 60000, /* for the jobs before it; then it goes back */
+  ANNOUNCE_MS = 10,          /* until what was sent has left the process */
   DRAIN_GRACE_MS = 500,
   COUNTS_MAX = TF_TOKEN_COUNTS_MAX
 };
@@ -43,6 +47,12 @@ struct tf_llm_service {
   live_job *jobs;
   size_t job_count, job_limit;
   uint64_t next_handle;
+  struct {                   /* the job that is tried alone */
+    uint64_t handle;         /* 0: none */
+    tf_llm_command *command; /* until it begins */
+    int64_t announced_ms;    /* nothing else is here, and its router was told; 0: not yet */
+    int64_t parked_ms;
+  } alone;
   uint32_t context_tokens_max; /* of one sequence, within the cache */
   uint32_t batch_max;          /* sequences that run at once */
   XXH128_hash_t recent[RECENT_MAX];
@@ -97,11 +107,27 @@ static void remember(tf_llm_service *self, const tf_job_key *key) {
   self->recent_at = (self->recent_at + 1) % RECENT_MAX;
 }
 
+/* Says that the job is the only one here once it is: a death from then on counts against it alone. */
+static void announce_alone(tf_llm_service *self) {
+  if (self->alone.command == NULL || self->alone.announced_ms != 0 || self->job_count > 1) return;
+  const live_job *job = find_handle(self, self->alone.handle);
+  tf_message message = {.type = TF_MESSAGE_STAGE,
+                        .u.stage = {.key = header_of(job)->key, .stage = TF_STAGE_DECODE, .alone = true}};
+  tf_peers_deliver(self->peers, &message);
+  self->alone.announced_ms = tf_now_ms();
+}
+
 static void remove_job(tf_llm_service *self, live_job *job) {
   remember(self, &header_of(job)->key);
   tf_peers_job_end(self->peers, header_of(job)->key.router);
+  if (job->handle == self->alone.handle) {
+    tf_llm_command_free(&self->alone.command);
+    self->alone.handle = 0;
+    tf_peers_pause(self->peers, false);
+  }
   tf_peers_message_free(&job->message);
   *job = self->jobs[--self->job_count];
+  announce_alone(self);
 }
 
 static void count_outcome(tf_llm_service *self, const char *outcome) {
@@ -169,7 +195,9 @@ static void finish_job(tf_llm_service *self, live_job *job, tf_llm_event *done) 
                                      .encoder_instance = header->encoder_instance,
                                      .llm_instance = self->config.instance,
                                      .warning = header->warning}};
+  TF_FAIL_POINT("llm-done", header->key.id);
   tf_peers_deliver(self->peers, &message);
+  TF_FAIL_POINT("llm-told", header->key.id);
   count_outcome(self, "ok");
   tf_metric_add(self->tokens, event->completion_tokens);
   observe(self, header->vision_tokens, event);
@@ -264,10 +292,22 @@ static tf_code check_tensor(tf_llm_service *self, const tf_message *message, tf_
   size_t bytes = message->has_payload ? zmq_msg_size(&message->payload) : 0;
   tf_code code = tf_tensor_header_check(&message->u.tensor, bytes, self->config.instance, self->config.model, width,
                                         tf_unix_ms(), error);
+  bool kept = self->alone.handle != 0 && (message->u.tensor.alone || self->alone.announced_ms != 0);
+  if (code == TF_OK && kept) code = tf_fail(error, TF_ERR_WORKER_FULL, "the LLM worker is kept free for one job");
   if (code == TF_OK && self->job_count >= self->job_limit) {
     code = tf_fail(error, TF_ERR_WORKER_FULL, "the LLM worker holds %zu jobs", self->job_count);
   }
   return code == TF_OK ? make_command(message, width, command, error) : code;
+}
+
+/* The job is in the table already; it begins once nothing else is. Takes the command. */
+static void park_alone(tf_llm_service *self, tf_llm_command *command) {
+  self->alone.handle = command->handle;
+  self->alone.command = command;
+  self->alone.announced_ms = 0;
+  self->alone.parked_ms = tf_now_ms();
+  tf_peers_pause(self->peers, true);
+  announce_alone(self);
 }
 
 /* Takes the message over where the tensor is accepted. */
@@ -284,7 +324,7 @@ static void on_tensor(tf_llm_service *self, tf_message **message) {
   tf_code code = check_tensor(self, *message, &command, &error);
   if (code == TF_OK && command != NULL) {
     command->handle = ++self->next_handle;
-    if (!tf_llm_compute_send(self->compute, &command)) {
+    if (!header->alone && !tf_llm_compute_send(self->compute, &command)) {
       tf_llm_command_free(&command);
       code = tf_fail(&error, TF_ERR_WORKER_FULL, "the LLM worker's queue is full");
     }
@@ -293,7 +333,9 @@ static void on_tensor(tf_llm_service *self, tf_message **message) {
     refuse(self, *message, code, &error);
     return;
   }
+  TF_FAIL_POINT("llm-tensor", header->key.id);
   acknowledge(self, *message);
+  TF_FAIL_POINT("llm-acknowledged", header->key.id);
   live_job *job = &self->jobs[self->job_count++];
   *job = (live_job){.message = *message, .handle = self->next_handle, .timing = header->timing};
   int64_t transfer_us = arrived_unix_us - header->sent_unix_us;
@@ -303,6 +345,7 @@ static void on_tensor(tf_llm_service *self, tf_message **message) {
   zmq_msg_close(&(*message)->payload); /* the values are with the engine */
   zmq_msg_init(&(*message)->payload);
   *message = NULL;
+  if (command != NULL) park_alone(self, command); /* kept back above */
 }
 
 static void on_tensor_socket(void *context, void *socket) {
@@ -367,6 +410,19 @@ static void check_deadlines(tf_llm_service *self) {
   }
 }
 
+/* Begins once the announcement has left, whatever the job does to this process. */
+static void check_alone(tf_llm_service *self, int64_t now_ms) {
+  if (self->alone.command == NULL) return;
+  live_job *job = find_handle(self, self->alone.handle);
+  if (self->alone.announced_ms != 0) {
+    if (now_ms - self->alone.announced_ms < ANNOUNCE_MS) return;
+    if (!tf_llm_compute_send(self->compute, &self->alone.command))
+      fail_job(self, job, TF_ERR_WORKER_FULL, "the LLM worker's queue is full");
+  } else if (now_ms - self->alone.parked_ms >= ALONE_WAIT_MS_MAX) {
+    fail_job(self, job, TF_ERR_WORKER_FULL, "the LLM worker did not become free for this job alone");
+  }
+}
+
 static void check_drain(tf_llm_service *self, int64_t now_ms) {
   if (!self->draining) return;
   int64_t since_ms = now_ms - self->drain_begin_ms;
@@ -380,6 +436,7 @@ static void check_drain(tf_llm_service *self, int64_t now_ms) {
 
 static void on_tick(void *context) {
   tf_llm_service *self = context;
+  check_alone(self, tf_now_ms());
   check_deadlines(self);
   tf_metric_set(self->jobs_now, (double)self->job_count);
   bool connected = tf_peers_live(self->peers) > 0;
@@ -539,6 +596,7 @@ void tf_llm_service_free(tf_llm_service **self) {
     zmq_close(service->tensors);
   }
   for (size_t i = 0; i < service->job_count; i++) tf_peers_message_free(&service->jobs[i].message);
+  tf_llm_command_free(&service->alone.command);
   tf_peers_free(&service->peers);
   free(service->jobs);
   free(service);

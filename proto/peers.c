@@ -48,7 +48,7 @@ struct tf_peers {
   size_t count;
   int timer;
   uint64_t epoch;
-  bool draining;
+  bool draining, paused;
   held *held; /* oldest first */
   size_t held_count, held_bytes;
   tf_metric *protocol_errors, *routers_live, *held_gauge, *held_lost;
@@ -151,7 +151,7 @@ static void update_windows(tf_peers *self, int64_t now_ms) {
   }
   tf_peers_share(self->config.jobs_max, active, count, share);
   for (size_t i = 0; i < count; i++) {
-    uint32_t jobs = self->draining ? 0 : share[i];
+    uint32_t jobs = self->draining || self->paused ? 0 : share[i];
     bool due = now_ms - live[i]->window_sent_ms >= TF_PEERS_WINDOW_INTERVAL_MS;
     if (due || jobs != live[i]->window_jobs) send_window(live[i], jobs, now_ms);
   }
@@ -508,6 +508,11 @@ void tf_peers_job_end(tf_peers *self, const char *router) {
 
 size_t tf_peers_held(const tf_peers *self) {
   return self->held_count;
+}
+
+void tf_peers_pause(tf_peers *self, bool paused) {
+  self->paused = paused;
+  update_windows(self, tf_now_ms());
 }
 
 void tf_peers_drain(tf_peers *self) {

@@ -59,6 +59,8 @@ void tf_peers_deliver(tf_peers *self, const tf_message *message);
 void tf_peers_fail_job(tf_peers *self, const tf_job_key *key, tf_code code, const char *text, bool no_attempt);
 size_t tf_peers_held(const tf_peers *self);
 
+/* While paused no router may send anything: this worker keeps itself free for one job. */
+void tf_peers_pause(tf_peers *self, bool paused);
 /* Tells every router to send nothing more, from now on. */
 void tf_peers_drain(tf_peers *self);
 

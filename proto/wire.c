@@ -162,6 +162,7 @@ static const field job_fields[] = {
     FIELD(9, STRING, tf_job, pair_hash, TF_MODEL_BYTES_MAX),
     NESTED(10, MESSAGE, tf_job, timing, timing_layout),
     FIELD(11, BOOL, tf_job, stream, 1),
+    FIELD(12, BOOL, tf_job, alone, 1),
 };
 LAYOUT(job, job, body);
 
@@ -169,6 +170,7 @@ static const field stage_fields[] = {
     NESTED(1, REQUIRED, tf_stage, key, key_layout),
     FIELD(2, ENUM, tf_stage, stage, TF_STAGE_DECODE),
     NESTED(3, MESSAGE, tf_stage, timing, timing_layout),
+    FIELD(4, BOOL, tf_stage, alone, 1),
 };
 LAYOUT(stage, stage, body);
 
@@ -212,6 +214,7 @@ static const field tensor_fields[] = {
     FIELD(14, INT64, tf_tensor_header, sent_unix_us, INT64_MAX),
     FIELD(15, BOOL, tf_tensor_header, stream, 1),
     FIELD(16, TEXT, tf_tensor_header, warning, TEXT_BYTES_MAX),
+    FIELD(17, BOOL, tf_tensor_header, alone, 1),
 };
 LAYOUT(tensor, tensor, body);
 

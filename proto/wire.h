@@ -94,11 +94,13 @@ typedef struct tf_job {
   const char *llm_instance, *llm_endpoint, *pair_hash;
   tf_timing timing;
   bool stream;
+  bool alone; /* worked on only while the worker holds nothing else */
 } tf_job;
 typedef struct tf_stage {
   tf_job_key key;
   tf_job_stage stage;
   tf_timing timing;
+  bool alone; /* the sender holds this job and nothing else, and is about to begin */
 } tf_stage;
 typedef struct tf_cancel {
   tf_job_key key;
@@ -132,7 +134,7 @@ typedef struct tf_tensor_header {
   uint64_t byte_length;
   tf_timing timing;
   int64_t sent_unix_us;
-  bool stream;
+  bool stream, alone;
 } tf_tensor_header;
 typedef struct tf_tensor_ack {
   tf_job_key key;

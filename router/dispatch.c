@@ -1,12 +1,14 @@
 /* Jobs on their way through the workers. In: pending jobs, messages, gone workers. Out: JOB, CANCEL, scripts, endings.
  * A job holds a slot of its encoder from placement until STAGE(decode), and one of its LLM (with KV tokens) until it
- * ends. A suspect keeps its two workers to itself as long as it holds them. */
+ * ends. A suspect keeps its two workers free of this router's other jobs; that nobody else's are there the workers see
+ * to, and say: only then does their death count against it. */
 #include "router/dispatch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fail_point.h"
 #include "common/log.h"
 
 enum { ASSIGN_JOBS_MAX = 100, STAGE_JOBS_MAX = 256, PLACED_PER_ROUND_MAX = 1024 };
@@ -127,6 +129,7 @@ static void send_job(tf_dispatch *self, tf_router_job *job) {
                            .llm_instance = llm->instance,
                            .llm_endpoint = llm->tensor_endpoint,
                            .pair_hash = encoder->pair_hash,
+                           .alone = job->suspect,
                            .timing.queue_ms = queue_ms > 0 ? (float)queue_ms : 0};
   zmq_msg_t payload;
   bool inline_image = job->image != NULL;
@@ -144,6 +147,7 @@ static void send_job(tf_dispatch *self, tf_router_job *job) {
   tf_code code = tf_wire_send(self->parts.socket, encoder->peer, encoder->peer_size, &message,
                               inline_image ? &payload : NULL, &error);
   if (code == TF_OK) {
+    TF_FAIL_POINT("router-sent", job->id);
     tf_jobs_set_state(self->parts.jobs, job, TF_JOB_ENCODING);
     job->assigned_ms = tf_now_ms();
     tf_router_stats_assigned(self->parts.stats, job->vision_tokens, tf_reason_name(job->reason));
@@ -174,6 +178,7 @@ static void on_assigned(void *context, const redisReply *reply) {
       tf_dispatch_forget(self, job);
     } else {
       job->attempt = (uint32_t)attempt;
+      TF_FAIL_POINT("router-assigned", job->id);
       send_job(self, job);
     }
   }
@@ -304,6 +309,7 @@ static placed take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encod
   job->encoder = encoder;
   job->llm = llm;
   tf_load_text(self->parts.load, job->load);
+  job->alone_at_encoder = job->alone_at_llm = false;
   job->kv_tokens = choice.vision_tokens + (uint32_t)(job->prompt ? strlen(job->prompt) : 0) + TF_KV_TOKENS_BESIDE +
                    job->sampling.max_new_tokens;
   tf_workers_reserve(self->parts.workers, encoder, 0);
@@ -382,8 +388,23 @@ void tf_dispatch_flush(tf_dispatch *self) {
   tf_scripts_call(self->parts.scripts, TF_SCRIPT_STAGE, &self->arguments, on_stages_recorded, self);
 }
 
+/* A worker begins with a job that it holds alone. */
+static void on_alone(tf_dispatch *self, const tf_worker *from, tf_router_job *job) {
+  if (from && from->serial == job->encoder)
+    job->alone_at_encoder = true;
+  else if (from && from->serial == job->llm)
+    job->alone_at_llm = true;
+  else
+    tf_router_stats_protocol_error(self->parts.stats, "stale_stage");
+}
+
 static void on_stage(tf_dispatch *self, const tf_worker *from, const tf_stage *stage) {
   tf_router_job *job = tf_jobs_find(self->parts.jobs, stage->key.entry);
+  bool under_way = job && (job->state == TF_JOB_ENCODING || job->state == TF_JOB_DECODING);
+  if (stage->alone && under_way && job->attempt == stage->key.attempt) {
+    on_alone(self, from, job);
+    return;
+  }
   if (!job || job->attempt != stage->key.attempt || job->state != TF_JOB_ENCODING || !from ||
       job->encoder != from->serial) {
     tf_router_stats_protocol_error(self->parts.stats, "stale_stage");
@@ -457,7 +478,15 @@ static bool is_at(const tf_router_job *job, const tf_worker *worker) {
   return under_way && (job->encoder == worker->serial || job->llm == worker->serial);
 }
 
-static void give_back_jobs(tf_dispatch *self, const tf_worker *worker, tf_fail_mode mode, const char *what) {
+/* A job that the worker held alone may be what killed it. Of others nobody knows, as other routers may have had jobs
+ * there too: they are tried alone. */
+static tf_fail_mode mode_of_loss(const tf_router_job *job, const tf_worker *worker) {
+  bool alone =
+      (job->encoder == worker->serial && job->alone_at_encoder) || (job->llm == worker->serial && job->alone_at_llm);
+  return alone ? TF_FAIL_COUNT : TF_FAIL_SUSPECT;
+}
+
+static void give_back_jobs(tf_dispatch *self, const tf_worker *worker, bool lost, const char *what) {
   char message[TF_INSTANCE_BYTES_MAX + 64];
   snprintf(message, sizeof message, "%s %s %s", worker->role == TF_ROLE_LLM ? "LLM" : "encoder", worker->instance,
            what);
@@ -467,7 +496,7 @@ static void give_back_jobs(tf_dispatch *self, const tf_worker *worker, tf_fail_m
     if (!is_at(job, worker)) continue;
     /* The encoder need not wait for an LLM that is gone. */
     if (job->llm == worker->serial) send_cancel(self, job, job->encoder, TF_ERR_WORKER_LOST);
-    fail(self, job, mode, TF_ERR_WORKER_LOST, message);
+    fail(self, job, lost ? mode_of_loss(job, worker) : TF_FAIL_FREE, TF_ERR_WORKER_LOST, message);
   }
 }
 
@@ -482,13 +511,12 @@ void tf_dispatch_worker_lost(tf_dispatch *self, const tf_worker *worker) {
   }
   tf_metric_add(self->parts.stats->workers_lost, 1);
   tf_log_warn("worker_lost", TF_STR("role", role), TF_STR("instance", worker->instance), TF_INT("jobs", in_hand));
-  /* A job that was there alone may be what killed it; of several, nobody knows which: each is tried alone. */
-  give_back_jobs(self, worker, in_hand == 1 ? TF_FAIL_COUNT : TF_FAIL_SUSPECT, "died or was cut off");
+  give_back_jobs(self, worker, true, "died or was cut off");
 }
 
 void tf_dispatch_worker_moved(tf_dispatch *self, const tf_worker *worker) {
   tf_log_info("worker_moved", TF_STR("instance", worker->instance));
-  give_back_jobs(self, worker, TF_FAIL_FREE, "was cut off and came back");
+  give_back_jobs(self, worker, false, "was cut off and came back");
 }
 
 /* --- Endings from outside --- */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fail_point.h"
 #include "common/log.h"
 
 enum { POLL_MS_MIN = 5, POLL_MS_MAX = 20, LOAD_ONLY_MS = 100, NUMBERS = 10, ANSWER_ELEMENTS = 5, CLAIMED_ELEMENTS = 7 };
@@ -109,6 +110,7 @@ static void take(tf_intake *self, const redisReply *claimed) {
   tf_bytes reason = bytes_of(element[4]);
   job->reason = tf_reason_from_name(reason.data, reason.size);
   job->suspect = element[5]->integer != 0;
+  TF_FAIL_POINT("router-claimed", element[0]->str);
   tf_job_field pairs[TF_JOB_FIELDS_MAX];
   size_t count = read_pairs(element[6], pairs);
   tf_job_fields fields;
@@ -213,6 +215,7 @@ static bool claim(tf_intake *self, uint32_t count) {
   tf_arguments_add_int(arguments, TF_CLAIM_ENDED_MAX);
   self->asked_state = tf_load_wants_state(self->parts.load);
   tf_arguments_add(arguments, self->asked_state ? "1" : "0");
+  tf_arguments_add_int(arguments, config->dead_image_bytes_max);
   self->asked = count;
   tf_metric_add(self->parts.stats->claims, 1);
   return tf_scripts_call(self->parts.scripts, TF_SCRIPT_CLAIM, arguments, on_claimed, self);

@@ -60,10 +60,11 @@ typedef struct tf_router_job {
   tf_reason reason;
   char load[TF_JOB_LOAD_BYTES_MAX]; /* that decided, as JSON; "": not assigned by this router */
   bool suspect;
-  uint64_t encoder, llm;           /* workers' serials; 0: none. encoder is 0 again from decode on */
-  uint32_t kv_tokens;              /* counted against the LLM */
-  int64_t claimed_ms, assigned_ms; /* our clock */
-  tf_settlement *settlement;       /* SETTLING */
+  bool alone_at_encoder, alone_at_llm; /* the worker has said that it holds this job and nothing else */
+  uint64_t encoder, llm;               /* workers' serials; 0: none. encoder is 0 again from decode on */
+  uint32_t kv_tokens;                  /* counted against the LLM */
+  int64_t claimed_ms, assigned_ms;     /* our clock */
+  tf_settlement *settlement;           /* SETTLING */
   struct tf_router_job *next_in_bucket;
   struct tf_router_job *previous, *next; /* all jobs, oldest first */
 } tf_router_job;

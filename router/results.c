@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fail_point.h"
 #include "common/log.h"
 
 enum { TICK_MS = 50, RETRY_MS_MIN = 100, RETRY_MS_MAX = 3000, HASH_FIELDS = 6 };
@@ -158,6 +159,7 @@ static void on_committed(void *context, const redisReply *reply) {
     ask_again(self, job);
     return;
   }
+  TF_FAIL_POINT("router-committed", job->id);
   if (says(reply, "committed")) {
     count(self, TF_OUTCOME_RESULT);
     tf_log_debug("job_done", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
@@ -213,6 +215,7 @@ static bool issue_commit(tf_results *self, tf_router_job *job) {
   double total_ms = (double)tf_redis_clock_us(self->parts.clock) / 1000 - (double)job->entry_ms;
   char *json = tf_result_json(job, job->settlement, total_ms);
   if (!json) return false;
+  TF_FAIL_POINT("router-result", job->id);
   tf_arguments *arguments = &self->arguments;
   tf_arguments_clear(arguments);
   tf_arguments_add_int(arguments, self->parts.config->dedupe_window_s * 1000);
@@ -221,6 +224,7 @@ static bool issue_commit(tf_results *self, tf_router_job *job) {
   tf_arguments_add_int(arguments, job->settlement->vision_tokens);
   tf_arguments_add(arguments, json);
   bool sent = send(self, job, TF_SCRIPT_COMMIT, on_committed);
+  TF_FAIL_POINT("router-committing", job->id);
   free(json);
   return sent;
 }
@@ -247,6 +251,7 @@ static void fail_arguments(tf_results *self, const char *entry, uint32_t attempt
   tf_arguments_add_int(arguments, TF_BACKOFF_MS_MAX);
   snprintf(jitter_text, 16, "%.4f", jitter(self));
   tf_arguments_add(arguments, jitter_text);
+  tf_arguments_add_int(arguments, self->parts.config->dead_image_bytes_max);
 }
 
 static bool issue_fail(tf_results *self, tf_router_job *job) {

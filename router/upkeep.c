@@ -13,7 +13,7 @@ enum {
   RENEW_BATCH = 500,
   SWEEP_COUNT = 200,
   CANCELS_PER_READ = 100,
-  SWEEP_MS_MIN = 5000,
+  SWEEP_MS_MIN = 1000,
   TIMERS = 4,
   CURSOR_BYTES = 48
 };
@@ -87,6 +87,8 @@ static void beat(tf_upkeep *self) {
   tf_arguments_add(&self->arguments, pair ? pair->pair_hash : "");
   tf_arguments_add(&self->arguments, pair ? pair->model : "");
   tf_arguments_add(&self->arguments, counts);
+  tf_arguments_add_int(&self->arguments, self->parts.config->max_waiting);
+  tf_arguments_add_int(&self->arguments, self->parts.config->max_waiting_bytes);
   tf_scripts_call(self->parts.scripts, TF_SCRIPT_BEAT, &self->arguments, on_beaten, self);
 }
 
@@ -231,6 +233,8 @@ static void sweep(void *context) {
   tf_arguments_add_int(&self->arguments, SWEEP_COUNT);
   tf_arguments_add(&self->arguments, self->sweep_cursors[0]);
   tf_arguments_add(&self->arguments, self->sweep_cursors[1]);
+  tf_arguments_add_int(&self->arguments, self->parts.config->results_keep_s * 1000);
+  tf_arguments_add_int(&self->arguments, self->parts.config->results_max);
   tf_scripts_call(self->parts.scripts, TF_SCRIPT_SWEEP, &self->arguments, on_swept, self);
 }
 

@@ -1,13 +1,14 @@
--- Says that this router lives and, while it has a pair of workers, which model they serve; keeps the cancel and control streams
--- short.
+-- Says that this router lives, what may wait at most (for submit.lua) and, while it has a pair of workers, which model
+-- they serve; keeps the cancel and control streams short.
 -- KEYS and ARGV[1]: prelude.lua. ARGV: 2 instance, 3 alive_ms, 4 cancel_kept_ms, 5 pair hash ("": no pair), 6 model,
--- 7 token counts ("64,144,256").
+-- 7 token counts ("64,144,256"), 8 jobs that may wait, 9 bytes that may wait (0: no limit).
 -- Out: now_us.
 local now = now_us()
 local now_ms = math.floor(now / 1000)
 open_although_full()
 redis.call('ZADD', ROUTERS, now_ms + tonumber(ARGV[3]), ARGV[2])
 redis.call('ZREMRANGEBYSCORE', ROUTERS, '-inf', now_ms)
+redis.call('HSET', MODEL, 'max_waiting', ARGV[8], 'max_waiting_bytes', ARGV[9])
 if ARGV[5] ~= '' then
   redis.call('HSET', MODEL, 'pair_hash', ARGV[5], 'model', ARGV[6], 'token_counts', ARGV[7], 'updated_ms', now_ms)
 end

@@ -1,16 +1,20 @@
 -- One job's attempt failed, or the job is refused. Tries it again after a backoff, or ends it in the dead letters.
 -- KEYS and ARGV[1]: prelude.lua. ARGV: 2 dedupe_ms, 3 instance, 4 entry, 5 attempt, 6 mode, 7 code, 8 message,
--- 9 failures_max, 10 backoff_ms, 11 backoff_ms_max, 12 jitter (0.5 to 1; scales the backoff).
+-- 9 failures_max, 10 backoff_ms, 11 backoff_ms_max, 12 jitter (0.5 to 1; scales the backoff), 13 dead_image_bytes_max.
 -- mode: "count" (may pass with another try), "last" (counts, can never pass), "free" (handed back untried),
--- "suspect" (was on a worker that died with others: tried again alone, not counted), "refuse" (this router's, ends now).
+-- "suspect" (was on a worker that died, not known to be alone there: tried again alone, not counted, but for one that
+-- was at so many deaths that it can't be chance), "refuse" (this router's, ends now).
 -- Out: "retry", "dead", or "stale": not the current attempt, not this router's, or ended already; nothing was changed.
 local dedupe_ms, instance, entry, attempt, mode = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local code, message, failures_max = ARGV[7], ARGV[8], tonumber(ARGV[9])
 local backoff_ms, backoff_ms_max, jitter = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local SUSPICIONS_MAX = 20
+dead_image_bytes_max = tonumber(ARGV[13])
 local lane, sid = split(entry)
 if not lane then return 'stale' end
 local key = job_key(entry)
-local job = redis.call('HMGET', key, 'id', 'owner', 'attempt', 'stage', 'failures', 'returns', 'uri', 'reply')
+local job = redis.call('HMGET', key, 'id', 'owner', 'attempt', 'stage', 'failures', 'returns', 'uri', 'reply',
+                       'suspicions')
 if not job[1] then return 'stale' end
 if mode == 'refuse' then
   if job[2] ~= instance or job[4] == 'retry' then return 'stale' end
@@ -34,6 +38,11 @@ local function ends()
   bury(entry, lane, sid, id, fields, code, message, failures, dedupe_ms)
   return 'dead'
 end
+local suspicions = tonumber(job[9]) or 0
+if mode == 'suspect' then
+  suspicions = suspicions + 1
+  if suspicions > SUSPICIONS_MAX then mode = 'count' end
+end
 if mode == 'count' or mode == 'last' then failures = failures + 1 end
 if mode == 'last' or mode == 'refuse' or (mode == 'count' and failures >= failures_max) then return ends() end
 
@@ -52,5 +61,5 @@ redis.call('ZREM', ENCODE, entry)
 redis.call('ZREM', DECODE, entry)
 redis.call('HSET', key, 'owner', '', 'stage', 'retry', 'failures', failures, 'returns', returns, 'error_code', code,
            'error_message', message)
-if mode == 'suspect' then redis.call('HSET', key, 'suspect', '1') end
+if suspicions > 0 then redis.call('HSET', key, 'suspect', '1', 'suspicions', suspicions) end
 return 'retry'

@@ -112,20 +112,44 @@ local function end_duplicate(entry, lane, sid, id, done, reply)
   end
 end
 
+-- What the dead letters keep of images: a letter's stream id -> bytes, and their `sum`. The scripts that bury set the
+-- bound.
+local DEAD_IMAGES = PREFIX .. 'dead:images'
+local dead_image_bytes_max = 0
+local function may_keep(image)
+  local found = redis.call('TYPE', DEAD_IMAGES).ok
+  if found ~= 'hash' and found ~= 'none' then return false end
+  return (tonumber(redis.call('HGET', DEAD_IMAGES, 'sum')) or 0) + #image <= dead_image_bytes_max
+end
+
+-- What a letter says itself, whatever the job's fields are called.
+local OF_LETTER = {id = true, image = true, image_dropped = true, error_code = true, error_message = true,
+                   attempts = true}
+
 -- Ends a job in the dead letters. fields: the entry's, or what is known of it. attempts: tries that counted.
 local function bury(entry, lane, sid, id, fields, code, message, attempts, dedupe_ms)
   open_although_full()
   local letter = {'id', id}
   for i = 1, math.min(#fields, 2 * DEAD_FIELDS_MAX), 2 do
     local name = fields[i]
-    if name ~= 'id' and name ~= 'image' and name ~= 'error_code' and name ~= 'error_message' and name ~= 'attempts' then
+    if not OF_LETTER[name] then
       letter[#letter + 1] = string.sub(name, 1, ID_BYTES_MAX)
       letter[#letter + 1] = string.sub(fields[i + 1], 1, DEAD_VALUE_BYTES_MAX)
     end
   end
+  local image = field(fields, 'image')
+  local kept = image and may_keep(image)
+  if image then
+    letter[#letter + 1] = kept and 'image' or 'image_dropped'
+    letter[#letter + 1] = kept and image or '1'
+  end
   local ending = {'error_code', code, 'error_message', message, 'attempts', tostring(attempts)}
   for _, value in ipairs(ending) do letter[#letter + 1] = value end
   local at = redis.call('XADD', DEAD, '*', unpack(letter))
+  if kept then
+    redis.call('HSET', DEAD_IMAGES, at, #image)
+    redis.call('HINCRBY', DEAD_IMAGES, 'sum', #image)
+  end
   redis.call('SET', done_key(entry, sid, id), 'd ' .. at, 'PX', dedupe_ms)
   redis.call('DEL', PREFIX .. 'cancelled:' .. id)
   redis.pcall('HINCRBY', PREFIX .. 'errors', code, 1)

@@ -19,13 +19,13 @@ router() { # NAME
   start "$1" "$BUILD/tokenflex-router" --redis "unix://$DIR/redis.sock" --queue "$QUEUE" --bind "ipc://$DIR/$1.sock" \
     --lease-ms 3000 --peer-timeout-ms 2000 --max-attempts 9 --health off
 }
-encoder() { # NAME ROUTERS
+encoder() { # NAME ROUTERS [options...]
   start "$1" "$BUILD/tokenflex-encoder" --model "$TINY" --routers "$2" --allow-dir "$DIR/photos" --threads 1 \
-    --decode-threads 1 --peer-timeout-ms 2000 --health off
+    --decode-threads 1 --peer-timeout-ms 2000 --health off "${@:3}"
 }
-llm() { # NAME ROUTERS: the tensor endpoint is the name's, so a new one is found where the old one was
+llm() { # NAME ROUTERS [options...]: the tensor endpoint is the name's, so a new one is found where the old one was
   start "$1" "$BUILD/tokenflex-llm" --model "$TINY" --routers "$2" --tensor-bind "ipc://$DIR/$1.sock" --threads 1 \
-    --sequences 2 --peer-timeout-ms 2000 --health off
+    --sequences 2 --peer-timeout-ms 2000 --health off "${@:3}"
 }
 pause() { sleep "0.$((RANDOM % 700 + 100))"; } # 0.1 to 0.799 s
 # jobs FROM TO: a command each, for redis-cli. Every tenth comes in both lanes, every seventh twice: still one id each.
@@ -115,3 +115,13 @@ kill -CONT "${PIDS[z]}"
 jobs 151 160 | r >/dev/null
 settled "and the zombie ended nothing twice" 160
 for name in z y e l; do check "$name is alive" alive "$name"; done
+down z y e l
+
+QUEUE=slot
+both="ipc://$DIR/v.sock,ipc://$DIR/w.sock"
+router v; router w; encoder e "$both" --jobs 1; llm l "$both" --sequences 1
+check "two routers get ready" until_true 30 model_ready
+jobs 1 60 | r >/dev/null
+check "captions come" until_true 20 captions_come
+stop w KILL; router w
+settled "two routers and one slot, one of them killed" 60

@@ -1,7 +1,8 @@
 /* A worker that misbehaves on demand: encoder and LLM of one pair in one process, only to test the router's faults.
- * In: ROUTER-ENDPOINT NAME [PAIR-HASH [SLOTS [eager]]]; jobs, whose ids say what to do. Out: STAGE, RESULT, FAILURE.
- * Ids: fail-CODE-*; full-*: WORKER_FULL once; die-*: exits; hold-*: no answer, unless eager; slow-*: after 1.5 s;
- * twice-*: RESULT twice; stale-*: FAILURE of another attempt first; garbage-*: malformed frames first; others at once.
+ * In: ROUTER-ENDPOINT[,ENDPOINT...] NAME [PAIR-HASH [SLOTS [eager]]]; jobs, whose ids say what to do. Out: STAGE,
+ * RESULT, FAILURE. Ids: fail-CODE-*; full-*: WORKER_FULL once; die-*: exits; hold-*: no answer, unless eager; slow-*:
+ * after 1.5 s; short-*: after 0.1 s; twice-*: RESULT twice; late-*: a second RESULT 1.5 s later; stale-*: FAILURE of
+ * another attempt first; garbage-*: malformed frames first; others at once. A job alone waits until it is the only one.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,35 +13,46 @@
 #include "proto/wire.h"
 
 enum { ENCODER, LLM, ROLES };
-enum { ANSWERS_MAX = 256, SLOW_MS = 1500, HELLO_MS = 500, SILENCE_MS_MAX = 30000 };
+enum {
+  ROUTERS_MAX = 4,
+  ANSWERS_MAX = 8192,
+  SLOW_MS = 1500,
+  SHORT_MS = 100,
+  ANNOUNCE_MS = 30,
+  HELLO_MS = 500,
+  SILENCE_MS_MAX = 30000
+};
 
 typedef struct answer { /* a RESULT that waits for its time */
   int64_t due_ms;
   char queue[80], entry[TF_ENTRY_BYTES_MAX], id[TF_ID_BYTES_MAX + 1], router[TF_INSTANCE_BYTES_MAX + 1];
   uint32_t attempt, vision_tokens;
-  bool twice;
+  int from; /* which router's socket */
+  bool twice, alone;
 } answer;
 
 typedef struct fake {
-  void *context, *sockets[ROLES];
+  void *context, *sockets[ROUTERS_MAX][ROLES];
+  int router_count;
   const char *name, *pair_hash;
   uint32_t slots;
   bool eager; /* answers what it should hold */
   uint64_t epoch;
-  bool greeted[ROLES];
   int64_t hello_ms, heard_ms;
+  enum { NOBODY, PARKED, ANNOUNCED, RUNNING } alone_state;
+  answer alone; /* the job that is tried alone */
   answer answers[ANSWERS_MAX];
   size_t answer_count, full_count;
   char full_ids[64][TF_ID_BYTES_MAX + 1];
 } fake;
 
-static void send_message(fake *self, int role, const tf_message *message) {
+static void send_message(fake *self, int router, int role, const tf_message *message) {
   tf_error error;
-  if (tf_wire_send(self->sockets[role], NULL, 0, message, NULL, &error) != TF_OK)
+  if (tf_wire_send(self->sockets[router][role], NULL, 0, message, NULL, &error) != TF_OK)
     fprintf(stderr, "fake worker: %s\n", error.text);
 }
 
-static void say_hello(fake *self, int role) {
+static void say_hello(fake *self, int router, int role) {
   char instance[64];
   snprintf(instance, sizeof instance, "%s-%s", role == LLM ? "llm" : "encoder", self->name);
   tf_message message = {.type = TF_MESSAGE_HELLO};
@@ -53,14 +65,20 @@ static void say_hello(fake *self, int role) {
                                .token_count_count = 3,
                                .context_tokens_max = 8192,
                                .version = "0"};
-  send_message(self, role, &message);
+  send_message(self, router, role, &message);
 }
 
-static void send_window(fake *self, int role) {
+static void send_window(fake *self, int router, int role) {
+  uint32_t slots = self->alone_state == NOBODY ? self->slots : 0;
   tf_message message = {.type = TF_MESSAGE_WINDOW};
-  message.u.window = (tf_window){
-      .epoch = ++self->epoch, .jobs_max = self->slots, .kv_tokens_max = role == LLM ? self->slots * 1024 : 0};
-  send_message(self, role, &message);
+  message.u.window =
+      (tf_window){.epoch = ++self->epoch, .jobs_max = slots, .kv_tokens_max = role == LLM ? slots * 1024 : 0};
+  send_message(self, router, role, &message);
+}
+
+static void send_windows(fake *self) {
+  for (int router = 0; router < self->router_count; router++)
+    for (int role = 0; role < ROLES; role++) send_window(self, router, role);
 }
 
 static tf_job_key key_of(const answer *from) {
@@ -73,7 +91,14 @@ static void send_failure(fake *self, const answer *about, uint32_t attempt, cons
   message.u.failure =
       (tf_failure){.key = key_of(about), .error_code = code, .error_message = "told to fail", .no_attempt = no_attempt};
   message.u.failure.key.attempt = attempt;
-  send_message(self, ENCODER, &message);
+  send_message(self, about->from, ENCODER, &message);
+}
+
+static void send_stage(fake *self, const answer *about, int role, bool alone) {
+  tf_message message = {.type = TF_MESSAGE_STAGE};
+  tf_job_stage stage = alone && role == ENCODER ? TF_STAGE_ENCODE : TF_STAGE_DECODE;
+  message.u.stage = (tf_stage){.key = key_of(about), .stage = stage, .alone = alone};
+  send_message(self, about->from, role, &message);
 }
 
 static void send_result(fake *self, const answer *about) {
@@ -91,7 +116,7 @@ static void send_result(fake *self, const answer *about) {
                                  .encoder_instance = "encoder",
                                  .llm_instance = "llm",
                                  .warning = ""};
-  for (int i = 0; i < (about->twice ? 2 : 1); i++) send_message(self, LLM, &message);
+  for (int i = 0; i < (about->twice ? 2 : 1); i++) send_message(self, about->from, LLM, &message);
 }
 
 /* True the first time that an id is asked about. */
@@ -106,53 +131,79 @@ static bool starts_with(const char *text, const char *with) {
   return !strncmp(text, with, strlen(with));
 }
 
-static void on_job(fake *self, const tf_job *job) {
-  answer about = {.attempt = job->key.attempt, .vision_tokens = job->vision_tokens};
-  snprintf(about.queue, sizeof about.queue, "%s", job->key.queue);
-  snprintf(about.entry, sizeof about.entry, "%s", job->key.entry);
-  snprintf(about.id, sizeof about.id, "%s", job->key.id);
-  snprintf(about.router, sizeof about.router, "%s", job->key.router);
+static void later(fake *self, answer about, int64_t delay_ms) {
+  about.due_ms = tf_now_ms() + delay_ms;
+  if (self->answer_count < ANSWERS_MAX) self->answers[self->answer_count++] = about;
+}
+
+/* The job is done, refused or held for ever. */
+static void let_go(fake *self, const answer *about) {
+  if (!about->alone) return;
+  self->alone_state = NOBODY;
+  send_windows(self);
+}
+
+static void work(fake *self, answer about) {
   if (starts_with(about.id, "die-")) _exit(9);
   if (starts_with(about.id, "hold-") && !self->eager) return;
   if (starts_with(about.id, "fail-")) {
     char code[64];
     snprintf(code, sizeof code, "%.*s", (int)strcspn(about.id + 5, "-"), about.id + 5);
     send_failure(self, &about, about.attempt, code, false);
+    let_go(self, &about);
     return;
   }
   if (starts_with(about.id, "full-") && first_time(self, about.id)) {
     send_failure(self, &about, about.attempt, "worker_full", true);
+    let_go(self, &about);
     return;
   }
   if (starts_with(about.id, "stale-")) send_failure(self, &about, about.attempt + 7, "image_corrupt", false);
   if (starts_with(about.id, "garbage-")) {
-    zmq_send(self->sockets[ENCODER], "\xff\xff\xff", 3, 0);
-    zmq_send(self->sockets[LLM], "", 0, 0);
+    zmq_send(self->sockets[about.from][ENCODER], "\xff\xff\xff", 3, 0);
+    zmq_send(self->sockets[about.from][LLM], "", 0, 0);
   }
-  tf_message stage = {.type = TF_MESSAGE_STAGE};
-  stage.u.stage = (tf_stage){.key = key_of(&about), .stage = TF_STAGE_DECODE};
-  send_message(self, ENCODER, &stage);
+  send_stage(self, &about, ENCODER, false);
   about.twice = starts_with(about.id, "twice-");
-  about.due_ms = tf_now_ms() + (starts_with(about.id, "slow-") ? SLOW_MS : 0);
-  if (self->answer_count < ANSWERS_MAX) self->answers[self->answer_count++] = about;
+  later(self, about, starts_with(about.id, "slow-") ? SLOW_MS : starts_with(about.id, "short-") ? SHORT_MS : 0);
+  about.alone = false;
+  if (starts_with(about.id, "late-")) later(self, about, SLOW_MS);
 }
 
-static void on_message(fake *self, int role, const tf_message *message) {
+static void on_job(fake *self, int router, const tf_job *job) {
+  answer about = {
+      .attempt = job->key.attempt, .vision_tokens = job->vision_tokens, .from = router, .alone = job->alone};
+  snprintf(about.queue, sizeof about.queue, "%s", job->key.queue);
+  snprintf(about.entry, sizeof about.entry, "%s", job->key.entry);
+  snprintf(about.id, sizeof about.id, "%s", job->key.id);
+  snprintf(about.router, sizeof about.router, "%s", job->key.router);
+  if (self->alone_state != NOBODY) {
+    send_failure(self, &about, about.attempt, "worker_full", true);
+  } else if (job->alone) {
+    self->alone_state = PARKED;
+    self->alone = about;
+    send_windows(self);
+  } else {
+    work(self, about);
+  }
+}
+
+static void on_message(fake *self, int router, int role, const tf_message *message) {
   if (message->type == TF_MESSAGE_HELLO) {
-    self->greeted[role] = true;
-    send_window(self, role);
+    send_window(self, router, role);
   } else if (message->type == TF_MESSAGE_PING) {
     tf_message pong = {.type = TF_MESSAGE_PONG};
     pong.u.pong.sequence = message->u.ping.sequence;
-    send_message(self, role, &pong);
+    send_message(self, router, role, &pong);
   } else if (message->type == TF_MESSAGE_CANCEL) {
     printf("cancelled %s %s\n", message->u.cancel.key.id, message->u.cancel.reason);
     fflush(stdout);
   } else if (message->type == TF_MESSAGE_JOB) {
-    printf("job %s attempt %u payload %zu\n", message->u.job.key.id, message->u.job.key.attempt,
-           message->has_payload ? zmq_msg_size((zmq_msg_t *)&message->payload) : 0);
+    printf("job %s attempt %u payload %zu%s\n", message->u.job.key.id, message->u.job.key.attempt,
+           message->has_payload ? zmq_msg_size((zmq_msg_t *)&message->payload) : 0,
+           message->u.job.alone ? " alone" : "");
     fflush(stdout);
-    on_job(self, &message->u.job);
+    on_job(self, router, &message->u.job);
   }
 }
 
@@ -162,8 +213,48 @@ static void send_due(fake *self) {
       i++;
       continue;
     }
-    send_result(self, &self->answers[i]);
+    answer due = self->answers[i];
     self->answers[i] = self->answers[--self->answer_count];
+    send_result(self, &due);
+    let_go(self, &due);
+  }
+}
+
+/* The job alone: announced once nothing else is here, begun a moment later. */
+static void advance_alone(fake *self) {
+  if (self->alone_state == PARKED && self->answer_count == 0) {
+    send_stage(self, &self->alone, ENCODER, true);
+    send_stage(self, &self->alone, LLM, true);
+    self->alone.due_ms = tf_now_ms() + ANNOUNCE_MS;
+    self->alone_state = ANNOUNCED;
+  } else if (self->alone_state == ANNOUNCED && tf_now_ms() >= self->alone.due_ms) {
+    self->alone_state = RUNNING;
+    work(self, self->alone);
+  }
+}
+
+static bool connect_all(fake *self, char *endpoints) {
+  for (char *rest = endpoints, *endpoint; (endpoint = strsep(&rest, ",")) != NULL; self->router_count++) {
+    if (self->router_count == ROUTERS_MAX) return false;
+    for (int role = 0; role < ROLES; role++) {
+      void *socket = self->sockets[self->router_count][role] = tf_wire_socket(self->context, ZMQ_DEALER);
+      if (!socket || zmq_connect(socket, endpoint) != 0) return false;
+    }
+  }
+  return true;
+}
+
+static void receive_all(fake *self) {
+  for (int router = 0; router < self->router_count; router++) {
+    for (int role = 0; role < ROLES; role++) {
+      tf_message message;
+      tf_error error;
+      while (tf_wire_receive(self->sockets[router][role], false, &message, &error) == TF_OK) {
+        self->heard_ms = tf_now_ms();
+        on_message(self, router, role, &message);
+        tf_message_clear(&message);
+      }
+    }
   }
 }
 
@@ -175,31 +266,22 @@ int main(int argc, char **argv) {
   self.slots = argc > 4 ? (uint32_t)atoi(argv[4]) : 8;
   self.eager = argc > 5;
   self.context = zmq_ctx_new();
-  for (int role = 0; role < ROLES; role++) {
-    self.sockets[role] = tf_wire_socket(self.context, ZMQ_DEALER);
-    if (!self.sockets[role] || zmq_connect(self.sockets[role], argv[1]) != 0) return 1;
-  }
+  if (!connect_all(&self, argv[1])) return 1;
   /* A test that died takes its workers along. */
   pid_t parent = getppid();
   self.heard_ms = tf_now_ms();
   while (getppid() == parent && tf_now_ms() - self.heard_ms < SILENCE_MS_MAX) {
-    zmq_pollitem_t items[ROLES] = {{.socket = self.sockets[ENCODER], .events = ZMQ_POLLIN},
-                                   {.socket = self.sockets[LLM], .events = ZMQ_POLLIN}};
-    zmq_poll(items, ROLES, 20);
+    zmq_pollitem_t items[ROUTERS_MAX * ROLES];
+    for (int i = 0; i < self.router_count * ROLES; i++)
+      items[i] = (zmq_pollitem_t){.socket = self.sockets[i / ROLES][i % ROLES], .events = ZMQ_POLLIN};
+    zmq_poll(items, self.router_count * ROLES, 20);
     if (tf_now_ms() - self.hello_ms >= HELLO_MS) {
       self.hello_ms = tf_now_ms();
-      for (int role = 0; role < ROLES; role++) say_hello(&self, role);
+      for (int i = 0; i < self.router_count * ROLES; i++) say_hello(&self, i / ROLES, i % ROLES);
     }
-    for (int role = 0; role < ROLES; role++) {
-      tf_message message;
-      tf_error error;
-      while (tf_wire_receive(self.sockets[role], false, &message, &error) == TF_OK) {
-        self.heard_ms = tf_now_ms();
-        on_message(&self, role, &message);
-        tf_message_clear(&message);
-      }
-    }
+    receive_all(&self);
     send_due(&self);
+    advance_alone(&self);
   }
   return 0;
 }

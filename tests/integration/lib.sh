@@ -81,3 +81,24 @@ crops() {
     i=$((i + 1))
   done
 }
+
+# other_model FOLDER: the tiny model with one bit of one weight changed, so that its pair hash is another
+other_model() {
+  local file last
+  mkdir "$1" && cp "$TINY"/*.gguf "$1/" && chmod u+w "$1"/*.gguf || return 1
+  for file in "$1"/*adapter*.gguf; do
+    last=$(($(stat -c %s "$file") - 4))
+    # shellcheck disable=SC2059 # the byte is made by the format
+    printf "\\x$(printf %02x $(($(od -An -tu1 -j "$last" -N 1 "$file") ^ 1)))" |
+      dd of="$file" bs=1 seek="$last" conv=notrunc status=none || return 1
+  done
+}
+
+# make_fake_worker FILE: tests/integration/fake_worker.c with the flags of this build
+make_fake_worker() {
+  local flags="-O1 -g"
+  case $BUILD in *asan*) flags="$flags -fsanitize=address,undefined" ;; *tsan*) flags="$flags -fsanitize=thread" ;; esac
+  # shellcheck disable=SC2086,SC2046 # lists of flags
+  ${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -I. -I"$BUILD/gen" -o "$1" tests/integration/fake_worker.c "$BUILD"/obj/common/*.o \
+    "$BUILD"/obj/proto/*.o "$BUILD"/obj/gen/proto/*.o -pthread $(pkg-config --libs libzmq libprotobuf-c hiredis libmicrohttpd) -lm
+}

@@ -5,12 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 
 fake="$DIR/fake_worker"
-flags="-O1 -g"
-case $BUILD in *asan*) flags="$flags -fsanitize=address,undefined" ;; *tsan*) flags="$flags -fsanitize=thread" ;; esac
-# shellcheck disable=SC2086,SC2046 # lists of flags
-${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -I. -I"$BUILD/gen" -o "$fake" tests/integration/fake_worker.c "$BUILD"/obj/common/*.o \
-  "$BUILD"/obj/proto/*.o "$BUILD"/obj/gen/proto/*.o -pthread \
-  $(pkg-config --libs libzmq libprotobuf-c hiredis libmicrohttpd) -lm || { fail "the fake worker compiles"; exit 1; }
+make_fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
 
 REDIS_OPTIONS=(--save "" --appendonly yes --appendfsync always)
 redis_up() {
@@ -57,7 +52,7 @@ once() {
   same "$what: each id ended exactly once" "$(printf '%s\n' "$@" | sort)" \
     "$({ entries results; entries dead; } | jq -r .id | sort)"
 }
-scenario() { Q=$1; echo "# $1"; }
+scenario() { Q=$1; echo "# $1 (at ${SECONDS}s)"; }
 down() { local name; for name in "$@"; do stop "$name" KILL; done; }
 
 scenario plain
@@ -116,7 +111,7 @@ for want in unknown:field_unknown count_min:vision_tokens_unsupported order:fiel
 done
 same "the text names what is offered" "min_vision_tokens 100 is not supported; this model has 64, 144, 256" "$(field dead count_min error_message)"
 same "the original fields are kept" "red file:///a" "$(field dead unknown colour) $(field dead unknown uri)"
-same "an image is left out" "absent" "$(field dead both image)"
+same "an image is kept" "xyz" "$(field dead both image)"
 same "a reply gets a copy of the dead letter" "field_unknown" "$(field reply:here unknown error_code)"
 same "no result comes of them" 0 "$(count results)"
 same "no worker saw them" 0 "$(grep -c '^job' "$DIR/w2.log")"
@@ -162,6 +157,10 @@ sleep 0.3
 once failures fail-image_truncated-1 fail-fetch_unavailable-1 full-1 twice-1 stale-1 garbage-1
 same "what can't pass dies at once" "image_truncated 1" "$(field dead fail-image_truncated-1 error_code) $(field dead fail-image_truncated-1 attempts)"
 same "what may pass is tried three times" "fetch_unavailable 3" "$(field dead fail-fetch_unavailable-1 error_code) $(field dead fail-fetch_unavailable-1 attempts)"
+# ms between what the log says of a job
+gaps() { grep -E "event=job_(retry|dead) job=$2 " "$DIR/$1.log" | sed 's/^time=\([^ ]*\).*/\1/' | date -f - +%s%3N | awk 'NR > 1 { print $1 - last } { last = $1 }'; }
+same "each try waits longer: 100 ms at least, then 200" "yes yes" "$(gaps f fail-fetch_unavailable-1 | awk '{ print ($1 >= 100 * NR ? "yes" : $1) }' | xargs)"
+same "what can't pass is tried once" 1 "$(grep -c '^job fail-image' "$DIR/fw.log")"
 same "the worker saw three attempts" 3 "$(grep -c '^job fail-fetch' "$DIR/fw.log")"
 same "being handed back costs no attempt" 1 "$(json full-1 .attempt)"
 same "though it was assigned twice" 2 "$(grep -c '^job full-1' "$DIR/fw.log")"
@@ -201,8 +200,7 @@ same "a router's death costs no attempt" "1 1 1 1" "$(for i in 1 2 3 4; do json 
 same "the vanished entry is dead" "entry_lost file:///gone.jpg" "$(field dead "$gone" error_code) $(field dead "$gone" uri)"
 check "the second attempt says so" grep -q "^job hold-1 attempt 2" "$DIR/kw2.log"
 nothing_left router_killed
-check "the dead router's consumer is removed" until_true 20 eval '[ "$(r xinfo consumers "$(key jobs:1)" router | grep -c "^router-")" -eq 1 ]'
-down k2 kw2
+# k2 goes on: in ten seconds it finds that the first router is dead
 
 scenario zombie
 router z1
@@ -227,15 +225,34 @@ keep_alive() { while :; do "$fake" "ipc://$DIR/p.sock" "pw$((n = n + 1))" 2>&1; 
 n=0
 start pw keep_alive
 check "a pair joins" until_true 10 eval '[ -n "$(r hget "$(key model)" model)" ]'
-for i in 1 2 3 4 5; do job "slow-$i"; done
+for i in 1 2 3 4 5; do job "short-$i"; done
 job die-1
-for i in 6 7; do job "slow-$i"; done
+for i in 6 7; do job "short-$i"; done
 check "the poison job and its neighbours end" until_true 90 all_done
-once worker_killed die-1 slow-1 slow-2 slow-3 slow-4 slow-5 slow-6 slow-7
+once worker_killed die-1 short-1 short-2 short-3 short-4 short-5 short-6 short-7
 same "the poison job is dead after three deaths alone" "worker_lost 3" "$(field dead die-1 error_code) $(field dead die-1 attempts)"
-same "its neighbours paid nothing" "1 1 1 1 1 1 1" "$(for i in 1 2 3 4 5 6 7; do json "slow-$i" .attempt; done | tr '\n' ' ' | sed 's/ $//')"
+same "its neighbours paid nothing" "1 1 1 1 1 1 1" "$(for i in 1 2 3 4 5 6 7; do json "short-$i" .attempt; done | tr '\n' ' ' | sed 's/ $//')"
 nothing_left worker_killed
 down p pw
+
+scenario suspects_of_two
+router q1; router q2
+keep_both() { while :; do "$fake" "ipc://$DIR/q1.sock,ipc://$DIR/q2.sock" "sw$((n = n + 1))" 2>&1; done; }
+n=0
+start sw2 keep_both
+check "a pair joins both routers" until_true 10 eval '[ -n "$(r hget "$(key model)" model)" ]'
+names=()
+for i in $(seq 1 40); do
+  job "short-$i"; names+=("short-$i")
+  case $i in 7 | 9) job "die-$i"; names+=("die-$i") ;; esac
+done
+check "two poison jobs and their neighbours end" until_true 90 all_done
+once suspects_of_two "${names[@]}"
+same "the poison jobs are dead after three deaths alone" "3 3" "$(field dead die-7 attempts) $(field dead die-9 attempts)"
+same "no neighbour paid, whichever router had it" 1 "$(entries results | jq -r '.json | fromjson | .attempt' | sort -u | xargs)"
+for name in q1 q2; do check "$name tried suspects" grep -q "event=job_retry.*code=worker_lost" "$DIR/$name.log"; done
+nothing_left suspects_of_two
+down q1 q2 sw2
 
 scenario abandoned
 r xgroup create "$(key jobs:1)" router 0 mkstream >/dev/null
@@ -280,6 +297,58 @@ check "and says so" grep -q 'event=intake_stopped' "$DIR/l.log"
 r xtrim "$(key results)" maxlen 0 >/dev/null
 check "with room it goes on" until_true 10 all_done
 down l lw
+
+scenario retention
+router rk --results-keep-s 2 --results-max 4
+worker rkw rk
+for i in 1 2 3; do job "old$i"; done
+check "three results" until_true 10 eval '[ "$(count results)" -eq 3 ]'
+check "results go when their time is over" until_true 15 eval '[ "$(count results)" -eq 0 ]'
+r xgroup create "$(key results)" readers 0 mkstream >/dev/null
+for i in 1 2 3 4; do job "kept$i"; done
+check "the stream is full" until_true 10 eval '[ "$(count results)" -eq 4 ]'
+job waits1
+sleep 3.5
+same "what a group has not read stays past its time, and intake waits" "4 1" "$(count results) $(unfinished)"
+r xreadgroup group readers me count 4 streams "$(key results)" '>' >/dev/null
+last=$(r xrange "$(key results)" - + | grep -E '^[0-9]+-[0-9]+$' | tail -n 1)
+r xack "$(key results)" readers "$(r xrange "$(key results)" - + | grep -E '^[0-9]+-[0-9]+$' | head -n 1)" >/dev/null
+check "what it acknowledged goes, and intake goes on" until_true 15 ended waits1
+check "what it has read and not acknowledged stays" test -n "$(r xrange "$(key results)" "$last" "$last")"
+down rk rkw
+
+scenario limits
+router lm --max-waiting 3 --max-waiting-bytes 60000 --dead-image-bytes-max 5000
+submit5() { # max_waiting max_bytes field value...: with the queue's own limits
+  r --eval router/lua/submit.lua "$(key jobs:0)" "$(key jobs:1)" "$(key lease:encode)" "$(key lease:decode)" "$(key model)" , 1 "$@" 2>&1
+}
+check "the limits are told to submitters" until_true 10 eval '[ "$(r hget "$(key model)" max_waiting)" = 3 ]'
+for i in 1 2 3; do submit5 0 0 id "in$i" uri file:///a >/dev/null; done
+check "the queue's own limit holds for who names none" test -n "$(submit5 0 0 id in4 uri file:///a | grep '^queue_full 3 jobs are waiting, the limit is 3')"
+check "and for who names a larger one" test -n "$(submit5 9 0 id in4 uri file:///a | grep '^queue_full 3 jobs')"
+r xtrim "$(key jobs:1)" maxlen 0 >/dev/null
+check "a smaller one of the client's counts" test -n "$(submit5 1 0 id in5 uri file:///a; submit5 1 0 id in6 uri file:///a | grep '^queue_full 1 jobs')"
+check "bytes are limited too" test -n "$(submit5 0 0 id in7 image "$(head -c 70000 /dev/zero | tr '\0' x)" | grep '^queue_full the queue holds')"
+r xtrim "$(key jobs:1)" maxlen 0 >/dev/null
+picture() { head -c "$1" /dev/zero | tr '\0' x; }
+worker lmw lm
+add id fail-image_corrupt-1 image "$(picture 3000)" >/dev/null
+check "an inline image dies" until_true 10 ended fail-image_corrupt-1
+add id fail-image_corrupt-2 image "$(picture 3000)" prompt hello >/dev/null
+check "another one" until_true 10 ended fail-image_corrupt-2
+same "the first letter keeps its image" 3000 "$(field dead fail-image_corrupt-1 image | tr -d '\n' | wc -c)"
+same "past the limit it is left out, and said to be" "absent 1 hello" "$(for f in image image_dropped prompt; do field dead fail-image_corrupt-2 "$f"; done | xargs)"
+r xdel "$(key dead)" "$(r xrange "$(key dead)" - + | head -n 1)" >/dev/null
+check "whoever deletes a letter makes room for another's image" until_true 15 eval '[ "$(r hget "$(key dead:images)" sum)" = 0 ]'
+add id fail-image_corrupt-3 image "$(picture 5000)" >/dev/null
+check "a third one" until_true 10 ended fail-image_corrupt-3
+same "which keeps its image" 5000 "$(field dead fail-image_corrupt-3 image | tr -d '\n' | wc -c)"
+nothing_left limits
+down lm lmw
+
+Q=router_killed
+check "the dead router's consumer is removed" until_true 20 eval '[ "$(r xinfo consumers "$(key jobs:1)" router | grep -c "^router-")" -eq 1 ]'
+down k2 kw2
 
 scenario two_routers
 router r1; router r2

@@ -24,11 +24,47 @@ Test(error, unknown_names_and_codes_are_internal) {
   cr_assert_str_eq(tf_code_name((tf_code)-1), "internal");
 }
 
+/* Every code is judged here: what another try may mend, and what it can't. */
 Test(error, retry_rule) {
-  cr_assert(tf_code_is_transient(TF_ERR_WORKER_LOST));
-  cr_assert(tf_code_is_transient(TF_ERR_FETCH_UNAVAILABLE));
-  cr_assert_not(tf_code_is_transient(TF_ERR_IMAGE_TRUNCATED));
-  cr_assert_not(tf_code_is_transient(TF_ERR_FIELD_UNKNOWN));
+  static const tf_code may_pass[] = {TF_ERR_INTERNAL,
+                                     TF_ERR_OUT_OF_MEMORY,
+                                     TF_ERR_IO,
+                                     TF_ERR_TIMEOUT,
+                                     TF_ERR_FETCH_UNAVAILABLE,
+                                     TF_ERR_WORKER_LOST,
+                                     TF_ERR_WORKER_FULL,
+                                     TF_ERR_WORKER_UNREACHABLE,
+                                     TF_ERR_WORKER_DRAINING,
+                                     TF_ERR_PAIR_MISMATCH,
+                                     TF_ERR_TENSOR_INVALID,
+                                     TF_ERR_QUEUE_FULL,
+                                     TF_ERR_REDIS,
+                                     TF_ERR_PROTOCOL};
+  static const tf_code can_not[] = {TF_ERR_OK,
+                                    TF_ERR_INVALID_ARGUMENT,
+                                    TF_ERR_INVALID_FORMAT,
+                                    TF_ERR_UNSUPPORTED,
+                                    TF_ERR_MODEL_INVALID,
+                                    TF_ERR_FIELD_UNKNOWN,
+                                    TF_ERR_FIELD_INVALID,
+                                    TF_ERR_VISION_TOKENS_UNSUPPORTED,
+                                    TF_ERR_IMAGE_MISSING,
+                                    TF_ERR_IMAGE_EMPTY,
+                                    TF_ERR_IMAGE_UNSUPPORTED,
+                                    TF_ERR_IMAGE_CORRUPT,
+                                    TF_ERR_IMAGE_TRUNCATED,
+                                    TF_ERR_IMAGE_TOO_LARGE,
+                                    TF_ERR_URI_INVALID,
+                                    TF_ERR_URI_FORBIDDEN,
+                                    TF_ERR_FETCH_FAILED,
+                                    TF_ERR_PROMPT_TOO_LONG,
+                                    TF_ERR_DEADLINE,
+                                    TF_ERR_CANCELLED,
+                                    TF_ERR_ENTRY_LOST};
+  enum { PASS = sizeof may_pass / sizeof *may_pass, NOT = sizeof can_not / sizeof *can_not };
+  cr_assert_eq(PASS + NOT, TF_ERR_COUNT, "a new code is judged here too");
+  for (size_t i = 0; i < PASS; i++) cr_expect(tf_code_is_transient(may_pass[i]), "%s", tf_code_name(may_pass[i]));
+  for (size_t i = 0; i < NOT; i++) cr_expect_not(tf_code_is_transient(can_not[i]), "%s", tf_code_name(can_not[i]));
 }
 
 Test(error, fail_formats_and_returns) {

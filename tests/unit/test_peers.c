@@ -289,6 +289,35 @@ PEERS_TEST(shares_follow_demand) {
   zmq_ctx_term(self.zmq);
 }
 
+static void pause_now(worker *self) {
+  tf_peers_pause(self->peers, true);
+}
+static void go_on(worker *self) {
+  tf_peers_pause(self->peers, false);
+}
+
+PEERS_TEST(a_pause_closes_the_windows_of_all) {
+  worker self;
+  fake_router a, b;
+  fake_peer peer_a, peer_b;
+  tf_message hello, window;
+  worker_start(&self, TF_ROLE_LLM, endpoint_a, endpoint_b);
+  fake_open(&a, self.zmq, endpoint_a, "router-a", "q");
+  fake_open(&b, self.zmq, endpoint_b, "router-b", "q");
+  fake_meet(&a, &peer_a, &hello, &window);
+  tf_message_clear(&hello), tf_message_clear(&window);
+  fake_meet(&b, &peer_b, &hello, &window);
+  tf_message_clear(&hello), tf_message_clear(&window);
+  run_step(&self, pause_now);
+  cr_expect(window_becomes(&a, &peer_a, 0, 5, &b, &peer_b));
+  cr_expect(window_becomes(&b, &peer_b, 0, 5, &a, &peer_a));
+  run_step(&self, go_on);
+  cr_expect(window_becomes(&b, &peer_b, 4, 5, &a, &peer_a), "a was wanting a moment ago");
+  worker_stop(&self);
+  fake_close(&a), fake_close(&b);
+  zmq_ctx_term(self.zmq);
+}
+
 PEERS_TEST(jobs_are_handed_on_and_nonsense_is_counted) {
   worker self;
   fake_router router;

@@ -19,7 +19,7 @@ static const tf_timing sample_timing = {1, 2, 3, 4, 5, 6, 7.5f, 8};
 static tf_message make_job(void) {
   return (tf_message){.type = TF_MESSAGE_JOB,
                       .u.job = {sample_key, 144, "file:///a.jpg", "What is it?", sample_sampling, 1712345679000,
-                                "llm-1", "tcp://10.0.0.1:7", "abc", sample_timing, true}};
+                                "llm-1", "tcp://10.0.0.1:7", "abc", sample_timing, true, true}};
 }
 
 static tf_message make_tensor(void) {
@@ -39,7 +39,8 @@ static tf_message make_tensor(void) {
                                    .byte_length = 165888,
                                    .timing = sample_timing,
                                    .sent_unix_us = 1712345678901234,
-                                   .stream = true}};
+                                   .stream = true,
+                                   .alone = true}};
 }
 
 static tf_message make_hello(void) {
@@ -74,7 +75,7 @@ static tf_message make_sample(int index) {
   case 2:
     return make_job();
   case 3:
-    return (tf_message){.type = TF_MESSAGE_STAGE, .u.stage = {sample_key, TF_STAGE_DECODE, sample_timing}};
+    return (tf_message){.type = TF_MESSAGE_STAGE, .u.stage = {sample_key, TF_STAGE_DECODE, sample_timing, true}};
   case 4:
     return (tf_message){.type = TF_MESSAGE_CANCEL, .u.cancel = {sample_key, "cancelled"}};
   case 5:
@@ -193,6 +194,7 @@ Test(wire, every_field_of_job_and_tensor) {
   cr_assert_str_eq(job->llm_endpoint, "tcp://10.0.0.1:7");
   cr_assert_str_eq(job->pair_hash, "abc");
   cr_assert(job->stream);
+  cr_assert(job->alone);
   tf_message_clear(&got);
   sample = make_tensor();
   cr_assert_eq(round_trip(&sample, &got), TF_OK);
@@ -211,6 +213,7 @@ Test(wire, every_field_of_job_and_tensor) {
   cr_assert_eq(tensor->byte_length, 165888);
   cr_assert_eq(tensor->sent_unix_us, 1712345678901234);
   cr_assert(tensor->stream);
+  cr_assert(tensor->alone);
   tf_message_clear(&got);
 }
 
@@ -238,6 +241,7 @@ Test(wire, every_field_of_the_answers) {
   sample = make_sample(3);
   cr_assert_eq(round_trip(&sample, &got), TF_OK);
   cr_assert_eq(got.u.stage.stage, TF_STAGE_DECODE);
+  cr_assert(got.u.stage.alone);
   expect_equal_timing(&got.u.stage.timing);
   tf_message_clear(&got);
   sample = make_sample(10);
