@@ -92,7 +92,8 @@ typedef struct loadtest {
 /* --- Set-up --- */
 
 static tf_code find_photos(loadtest *self, const char *const *names, size_t count) {
-  tf_inputs *inputs = tf_inputs_new(names, count);
+  tf_inputs_config config = {.arguments = names, .count = count};
+  tf_inputs *inputs = tf_inputs_new(&config);
   if (!inputs) return tf_fail(&self->error, TF_ERR_OUT_OF_MEMORY, "out of memory");
   tf_code code = TF_OK;
   tf_input input;
