@@ -63,13 +63,7 @@ test-long: test-packages ## the suites that take minutes: 100,000 pictures throu
 loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@BUILD=$(B) bench/loadtest.sh
-loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
-	@$(MAKE) --no-print-directory -j$(JOBS) build model
-	@BUILD=$(B) bench/loadtest.sh
 
-test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
-	@$(MAKE) --no-print-directory -j$(JOBS) build
-	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
 
 # Scores of the shipped adapter, through PyTorch and through the programs. Data: see train/README.md.
 EVALUATE_OPTIONS ?=
