@@ -24,13 +24,13 @@ LDFLAGS += $(CFLAGS_$(VARIANT)) -pthread -Wl,--as-needed
 LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
 
 # Every part is a library of its .c files but main.c; generated files join proto and router.
-PARTS := common tensor proto router encoder-svc llm-svc cli
+PARTS := common tensor proto policy router encoder-svc llm-svc cli
 GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c
 GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h
 sources = $(filter-out %/main.c,$(wildcard $(1)/*.c))
 objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
 GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
-CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(GEN_OBJECTS)
+CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(call objects,policy) $(GEN_OBJECTS)
 
 # An archive, so that a program links only what it uses (the router needs no OpenBLAS).
 CORE := $(B)/libtf_core.a
