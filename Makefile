@@ -52,7 +52,7 @@ test: test-packages ## install, build, get the model, run every test (one suite:
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
 
-chaos: test-packages ## kill, stop, cut everything under load (JOBS=1000 a fault, SEED=, ONLY=): about half an hour
+chaos: test-packages ## kill, stop, cut everything under load (CHAOS_JOBS=1000, SEED=, ONLY=): half an hour
 	@$(MAKE) --no-print-directory -j$(shell nproc) build model
 	@$(MAKE) --no-print-directory -j$(shell nproc) VARIANT=chaos build
 	@JOBS=$(or $(CHAOS_JOBS),1000) bash tests/chaos/run.sh

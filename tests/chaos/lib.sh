@@ -94,6 +94,7 @@ probe() {
 # --- a scenario: begin, faults, finish ---
 begin() { # NAME TEXT [more processes]: the stack is up when this returns
   NAME=$1 TEXT=$2 QUEUE=$1 added=0
+  RANDOM=$(((SEED + $(cksum <<<"$1" | cut -d' ' -f1)) % 32768)) # the same schedule whatever ran before
   echo "# $NAME: $TEXT (${SECONDS}s)"
   rm -f "$DIR"/[rel][0-9]*.log "$DIR"/*-bind.sock
 }

@@ -172,6 +172,8 @@ echoes() { # ID-PREFIX TEXT
   launch w1 "$DIR/fake_worker" "$(router_at r1),$(router_at r2)" w1 0123456789abcdef0123456789abcdef 64
   await_stack
   PREFIX=$1 ID_PREFIX=$1 under_load
+  until_true 60 all_done
+  sleep 2 # the echoes of the last ones
   ID_PREFIX=$1 finish_scenario
   # Of two that come together the second finds the first on its way to Redis, and is not even counted.
   if [ "$1" = late ]; then check "$NAME: second RESULTs were dropped" test "$(tail -n 1 "$ROWS" | cut -d'|' -f5)" -ge $((JOBS / 2)); fi
