@@ -57,6 +57,10 @@ test: test-packages ## install, build, get the model, run every test (one suite:
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
 
+chaos: test-packages ## kill, stop, cut everything under load (CHAOS_JOBS=1000, SEED=, ONLY=): half an hour
+	@$(MAKE) --no-print-directory -j$(shell nproc) build model
+	@$(MAKE) --no-print-directory -j$(shell nproc) VARIANT=chaos build
+	@JOBS=$(or $(CHAOS_JOBS),1000) bash tests/chaos/run.sh
 test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
 	@$(MAKE) --no-print-directory -j$(JOBS) build
 	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
@@ -83,10 +87,6 @@ TRAIN_PYTHON := PYTHONPATH=tools MALLOC_ARENA_MAX=1 $(TRAIN_VENV)/bin/python
 $(TRAIN_VENV)/ready: train/requirements.txt
 	@echo "  making $(TRAIN_VENV) (PyTorch: some gigabytes)"
 	@python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r train/requirements.txt && touch $@
-chaos: test-packages ## kill, stop, cut everything under load (CHAOS_JOBS=1000, SEED=, ONLY=): half an hour
-	@$(MAKE) --no-print-directory -j$(shell nproc) build model
-	@$(MAKE) --no-print-directory -j$(shell nproc) VARIANT=chaos build
-	@JOBS=$(or $(CHAOS_JOBS),1000) bash tests/chaos/run.sh
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run
