@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption evaluate test test-long unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -77,6 +77,9 @@ TRAIN_PYTHON := PYTHONPATH=tools MALLOC_ARENA_MAX=1 $(TRAIN_VENV)/bin/python
 $(TRAIN_VENV)/ready: train/requirements.txt
 	@echo "  making $(TRAIN_VENV) (PyTorch: some gigabytes)"
 	@python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r train/requirements.txt && touch $@
+loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
+	@$(MAKE) --no-print-directory -j$(JOBS) build model
+	@BUILD=$(B) bench/loadtest.sh
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run
