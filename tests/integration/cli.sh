@@ -37,7 +37,7 @@ out=$DIR/out.jsonl
 caption mixed "$DIR/photos" -o "$out"
 same "some failed: status 3" 3 "$status"
 same "every good picture has a line" 4 "$(wc -l <"$out")"
-same "keys in order" '["id","image","caption","vision_tokens","usage","timing_ms","attempt","model"]' \
+same "keys in order" '["id","image","caption","vision_tokens","usage","timing_ms","attempt","model","load"]' \
   "$(jq -sc '[.[] | del(.image_uri) | keys_unsorted] | unique | if length == 1 then .[0] else . end' "$out")"
 same "images are the argument joined with the path below it" "$DIR/photos/cat.jpg $DIR/photos/coffee.jpg $DIR/photos/sub/no_extension" \
   "$(jq -r 'select(.image_uri == null) | .image' "$out" | sort | tr '\n' ' ' | sed 's/ $//')"
