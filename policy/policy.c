@@ -10,7 +10,7 @@
 #include "policy/capacity.h"
 
 #define UTILISATION_DEFAULT 0.9
-#define WAIT_SHARE          0.75 /* the predicted wait is held under this share of the target: jobs under way keep their N */
+#define WAIT_SHARE          0.5 /* the predicted wait is held under this share of the target: load is random, N is kept */
 #define ENCODER_FLAT        0.05   /* an encoder that gains less than this from fewer tokens gains nothing */
 #define IDLE_MS             1000.0 /* nothing unfinished for so long: full detail, whatever came before */
 #define GAP_MS_MAX          1000.0 /* the budget moves no further after a pause than it does in this time */
@@ -76,7 +76,7 @@ static bool is_state(const tf_policy_state *state) {
               isfinite(state->rate.per_s) && state->rate.per_s >= 0 && isfinite(state->rate.window_ms) &&
               isfinite(state->rate.dispersion);
   for (int i = 0; i < TF_RATE_TESTS; i++) {
-    const tf_rate_test *test = &state->rate.tests[i];
+    const tf_arrival_rate_test *test = &state->rate.tests[i];
     sane = sane && isfinite(test->score) && isfinite(test->jobs) && isfinite(test->ms) && test->jobs >= 0;
   }
   return sane;
@@ -94,7 +94,7 @@ void tf_policy_observe(tf_policy_state *state, const tf_policy_config *config, c
   double came = (double)load->arrived - (double)state->arrived; /* negative: the streams were deleted */
   state->observed_ms = load->now_ms;
   state->arrived = load->arrived;
-  if (ms > 0) tf_rate_take(&state->rate, came > 0 ? fmin(came, JOBS_MAX) : 0, ms);
+  if (ms > 0) tf_arrival_rate_take(&state->rate, came > 0 ? fmin(came, JOBS_MAX) : 0, ms);
   state->idle_ms = load->unfinished > 0 ? 0 : fmin(state->idle_ms + ms, IDLE_MS);
   double least = tiers.counts[0], most = tiers.counts[tiers.count - 1];
   bool idle = state->idle_ms >= IDLE_MS;

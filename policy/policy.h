@@ -60,11 +60,11 @@ typedef struct tf_policy_load {
 
 /* What the replicas share: plain numbers, all zero is the start. */
 typedef struct tf_policy_state {
-  int64_t observed_ms; /* Redis time of the last reading; 0: none yet */
-  int64_t arrived;     /* as it was then */
-  double budget;       /* mean tokens a job; 0: none yet */
-  double idle_ms;      /* for how long nothing has been unfinished */
-  tf_rate rate;        /* arrivals */
+  int64_t observed_ms;  /* Redis time of the last reading; 0: none yet */
+  int64_t arrived;      /* as it was then */
+  double budget;        /* mean tokens a job; 0: none yet */
+  double idle_ms;       /* for how long nothing has been unfinished */
+  tf_arrival_rate rate; /* arrivals */
 } tf_policy_state;
 
 /* How one router's jobs make up the budget; all zero is the start. One for the policy, one for each paced run. */

@@ -12,7 +12,7 @@
 #define EVIDENCE_MS       300.0   /* it takes at least so long to gather: one burst is not a new rate */
 #define WINDOW_MS_START   10000.0 /* the start: nothing came for so long */
 #define WINDOW_MS_SHORT   30000.0
-#define WINDOW_MS_LONG    120000.0
+#define WINDOW_MS_LONG    60000.0
 #define WINDOW_JOBS       3000.0 /* the window is as long as these take, between those two */
 #define SETTLE_JOBS       20.0 /* a new rate weighs like so many jobs, or like WINDOW_MS_START where they take longer */
 #define RATE_PER_S_TESTED 0.5  /* changes are looked for from this rate on */
@@ -21,13 +21,13 @@
 static const double ratios[TF_RATE_TESTS] = {1.25, 2, 0.8, 0.5};
 
 /* True where the evidence suffices. */
-static bool test(tf_rate_test *self, double ratio, double jobs, double ms, double expected, double dispersion) {
+static bool test(tf_arrival_rate_test *self, double ratio, double jobs, double ms, double expected, double dispersion) {
   double gain = (jobs * log(ratio) - expected * (ratio - 1)) / dispersion;
   double gain_max = EVIDENCE_NATS * ms / EVIDENCE_MS;
   self->score += gain < gain_max ? gain : gain_max;
   self->jobs += jobs;
   self->ms += ms;
-  if (!(self->score > 0)) *self = (tf_rate_test){0, 0, 0};
+  if (!(self->score > 0)) *self = (tf_arrival_rate_test){0, 0, 0};
   return self->score >= EVIDENCE_NATS;
 }
 
@@ -37,14 +37,14 @@ static double window_ms_max(double per_s) {
 }
 
 /* Counts that scatter more than Poisson's (jobs that come in batches) make weaker evidence. */
-static void take_dispersion(tf_rate *self, double jobs, double ms, double expected) {
+static void take_dispersion(tf_arrival_rate *self, double jobs, double ms, double expected) {
   double off = jobs - expected;
   double now = fmin(off * off / expected, DISPERSION_MAX);
   if (!(self->dispersion >= 1)) self->dispersion = 1;
   self->dispersion = fmax(1, self->dispersion + (now - self->dispersion) * fmin(1, ms / WINDOW_MS_SHORT));
 }
 
-void tf_rate_take(tf_rate *self, double jobs, double ms) {
+void tf_arrival_rate_take(tf_arrival_rate *self, double jobs, double ms) {
   if (self->window_ms <= 0) self->window_ms = WINDOW_MS_START;
   double expected = fmax(self->per_s, RATE_PER_S_TESTED) * ms / 1000;
   take_dispersion(self, jobs, ms, expected);
@@ -53,7 +53,7 @@ void tf_rate_take(tf_rate *self, double jobs, double ms) {
   self->per_s += (jobs * 1000 / ms - before) * fmin(1, ms / self->window_ms);
   double changed_per_s = -1, changed_ms = 0;
   for (int i = 0; i < TF_RATE_TESTS; i++) {
-    tf_rate_test *one = &self->tests[i];
+    tf_arrival_rate_test *one = &self->tests[i];
     if (!test(one, ratios[i], jobs, ms, expected, self->dispersion)) continue;
     double per_s = one->jobs * 1000 / one->ms;
     bool further = changed_per_s < 0 || (ratios[i] > 1 ? per_s > changed_per_s : per_s < changed_per_s);
@@ -66,5 +66,5 @@ void tf_rate_take(tf_rate *self, double jobs, double ms) {
   self->per_s = up ? fmax(self->per_s, changed_per_s) : fmin(self->per_s, changed_per_s);
   double settle_ms = fmin(SETTLE_JOBS * 1000 / fmax(self->per_s, 1e-9), WINDOW_MS_START);
   self->window_ms = fmax(changed_ms, settle_ms);
-  for (int i = 0; i < TF_RATE_TESTS; i++) self->tests[i] = (tf_rate_test){0, 0, 0};
+  for (int i = 0; i < TF_RATE_TESTS; i++) self->tests[i] = (tf_arrival_rate_test){0, 0, 0};
 }

@@ -6,19 +6,19 @@
 
 enum { TF_RATE_TESTS = 4 };
 
-typedef struct tf_rate_test {
+typedef struct tf_arrival_rate_test {
   double score;    /* evidence for a change, in nats; 0: none */
   double jobs, ms; /* seen since the evidence began */
-} tf_rate_test;
+} tf_arrival_rate_test;
 
-typedef struct tf_rate { /* all zero is the start: no arrivals for a while */
+typedef struct tf_arrival_rate { /* all zero is the start: no arrivals for a while */
   double per_s;
   double window_ms;  /* what per_s is a mean of */
   double dispersion; /* variance of counts over their mean, 1 for Poisson; 0: not known yet */
-  tf_rate_test tests[TF_RATE_TESTS];
-} tf_rate;
+  tf_arrival_rate_test tests[TF_RATE_TESTS];
+} tf_arrival_rate;
 
 /* jobs >= 0 in the last `ms` > 0 milliseconds. */
-void tf_rate_take(tf_rate *self, double jobs, double ms);
+void tf_arrival_rate_take(tf_arrival_rate *self, double jobs, double ms);
 
 #endif
