@@ -54,6 +54,9 @@ typedef struct tf_kernel {
   /* The product of a block of at most TF_BLOCK_ROWS_MAX rows: one for few rows, and one from many_rows on; each with
    * the panels that it takes at once. */
   int64_t few_panels, many_panels, many_rows;
+  /* Around a thread's products of `many`, where that needs the processor set up; NULL: it does not. */
+  void (*begin)(void);
+  void (*end)(void);
   void (*few)(const tf_block *block);
   void (*many)(const tf_block *block);
   void (*finish)(const tf_finish *finish);

@@ -31,7 +31,7 @@ typedef struct apply_job {
   const tf_rows *rows;
   float *const *y;
   const tf_epilogue *epilogue;
-  void (*product)(const tf_block *block);
+  bool many;
   int64_t unit_panels, unit_rows, row_units; /* units of one group of panels, beside each other in memory */
   int64_t groups[TF_LINEAR_PARTS_MAX];       /* of panels, in each part */
 } apply_job;
@@ -56,7 +56,7 @@ static void run_block(const apply_job *job, int part_index, int64_t panel, int64
                     .panels = panels,
                     .steps = self->steps,
                     .sums = sums};
-  job->product(&block);
+  (job->many ? self->kernel->many : self->kernel->few)(&block);
   tf_finish finish = {.sums = sums,
                       .sums_stride = panels * TF_PANEL,
                       .rows = rows,
@@ -81,7 +81,9 @@ static void run_block(const apply_job *job, int part_index, int64_t panel, int64
 
 static void run_units(void *context, int64_t begin, int64_t end, int thread) {
   const apply_job *job = context;
+  const tf_kernel *kernel = job->self->kernel;
   (void)thread;
+  if (job->many && kernel->begin) kernel->begin();
   for (int64_t unit = begin; unit < end; unit++) {
     int64_t group = unit / job->row_units, first = unit % job->row_units * job->unit_rows;
     int part = 0;
@@ -92,6 +94,7 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
     for (int64_t row = first; row < last; row += TF_BLOCK_ROWS_MAX)
       run_block(job, part, panel, panels, row, smaller(last - row, TF_BLOCK_ROWS_MAX));
   }
+  if (job->many && kernel->end) kernel->end();
 }
 
 /* Groups of panels in all parts. */
@@ -108,10 +111,9 @@ static int64_t count_groups(apply_job *job) {
  * fewer rows. */
 static int64_t cut_units(apply_job *job, int threads) {
   const tf_kernel *kernel = job->self->kernel;
-  bool many = job->rows->rows >= kernel->many_rows;
+  job->many = job->rows->rows >= kernel->many_rows;
   int64_t wanted = threads == 1 ? 1 : (int64_t)threads * UNITS_A_THREAD, groups;
-  job->product = many ? kernel->many : kernel->few;
-  job->unit_panels = many ? kernel->many_panels : kernel->few_panels;
+  job->unit_panels = job->many ? kernel->many_panels : kernel->few_panels;
   job->unit_rows = job->rows->rows;
   job->row_units = 1;
   while ((groups = count_groups(job)) < wanted && job->unit_panels > 2) job->unit_panels -= 2;
@@ -142,6 +144,12 @@ static void apply_blas_swiglu(const tf_linear_part *part, tf_pool *pool, const f
     tf_blas_apply(&part->second, pool, x + row * part->blas.in, count, both[1], NULL);
     tf_parallel(pool, count * part->out, 4096, multiply, both);
   }
+}
+
+void tf_linear_apply_here(const tf_linear *self, const tf_rows *rows, float *const *y, const tf_epilogue *epilogue) {
+  assert(self->kernel && rows->kernel == self->kernel && rows->width == self->in);
+  apply_job job = {.self = self, .rows = rows, .y = y, .epilogue = epilogue};
+  run_units(&job, 0, cut_units(&job, 1), 0);
 }
 
 void tf_linear_apply_rows(const tf_linear *self, tf_pool *pool, const tf_rows *rows, float *const *y,

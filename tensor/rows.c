@@ -34,6 +34,20 @@ void tf_rows_free(tf_rows **self) {
   *self = NULL;
 }
 
+void tf_rows_fill_one(const tf_kernel *kernel, const float *x, int64_t width, const tf_row_norm *norm, float *normed,
+                      char *out, float *scale) {
+  bool converts = kernel && kernel->convert;
+  if (norm) {
+    if (!converts) normed = (float *)(void *)out;
+    if (norm->bias)
+      tf_layer_norm_row(x, width, norm->weight, norm->bias, norm->epsilon, normed);
+    else
+      tf_rms_norm_row(x, width, norm->weight, norm->epsilon, normed);
+    x = normed;
+  }
+  if (converts) kernel->convert(x, width, tf_rows_row_bytes(kernel, width), out, scale);
+}
+
 typedef struct fill_job {
   tf_pool *pool;
   const tf_kernel *kernel;
@@ -46,19 +60,9 @@ typedef struct fill_job {
 
 static void fill_rows(void *context, int64_t begin, int64_t end, int thread) {
   const fill_job *job = context;
-  bool converts = job->kernel && job->kernel->convert;
   for (int64_t row = begin; row < end; row++) {
-    const float *x = job->x + row * job->width;
-    char *out = job->values + row * job->row_bytes;
-    if (job->norm) {
-      float *normed = converts ? tf_pool_scratch(job->pool, thread) : (float *)(void *)out;
-      if (job->norm->bias)
-        tf_layer_norm_row(x, job->width, job->norm->weight, job->norm->bias, job->norm->epsilon, normed);
-      else
-        tf_rms_norm_row(x, job->width, job->norm->weight, job->norm->epsilon, normed);
-      x = normed;
-    }
-    if (converts) job->kernel->convert(x, job->width, job->row_bytes, out, job->scales + row);
+    tf_rows_fill_one(job->kernel, job->x + row * job->width, job->width, job->norm, tf_pool_scratch(job->pool, thread),
+                     job->values + row * job->row_bytes, job->scales + row);
   }
 }
 
