@@ -28,8 +28,8 @@ static int64_t larger(int64_t a, int64_t b) {
 static int64_t passing_bytes(const chain_job *job) {
   return job->chunk_rows * job->passing_max * (int64_t)sizeof(float);
 }
-static int64_t values_bytes(const chain_job *job) {
-  return (job->chunk_rows * job->row_bytes_max + BYTES_ALIGN - 1) / BYTES_ALIGN * BYTES_ALIGN;
+static int64_t values_bytes(const chain_job *job) { /* of whole blocks: a kernel may read past the last row */
+  return ((job->chunk_rows + TF_BLOCK_LINES_MAX) * job->row_bytes_max + BYTES_ALIGN - 1) / BYTES_ALIGN * BYTES_ALIGN;
 }
 static int64_t scratch_bytes(const chain_job *job) {
   return passing_bytes(job) + values_bytes(job) + (job->chunk_rows + job->width_max) * (int64_t)sizeof(float);
@@ -68,7 +68,7 @@ static void run_step(const chain_job *job, int index, int64_t first, int64_t cou
                   .row_bytes = tf_rows_row_bytes(linear->kernel, linear->in),
                   .kernel = linear->kernel,
                   .values = (const char *)(const void *)x,
-                  .scales = converts && linear->kernel->compute == TF_COMPUTE_INT8 ? scales : NULL};
+                  .scales = converts && tf_kernel_is_int8(linear->kernel) ? scales : NULL};
   if (converts || step->norm) {
     for (int64_t row = 0; row < count; row++)
       tf_rows_fill_one(linear->kernel, x + row * linear->in, linear->in, step->norm, normed,
