@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tensor/huge.h"
 #include "tensor/linear_parts.h"
 
 /* So that at least one block of rows fits the shared memory, and a normed row the scratch (blocks of any width run). */
@@ -164,7 +165,7 @@ static tf_code take_panels(tf_linear *self, tf_error *error) {
   self->panel_bytes = self->steps * TF_STEP_BYTES;
   size_t outputs = (size_t)self->panels * TF_PANEL;
   self->weight_bytes = (size_t)self->panels * (size_t)self->panel_bytes;
-  self->weight = memory_new((size_t)self->panels, (size_t)self->panel_bytes);
+  self->weight = tf_huge_new(self->weight_bytes);
   self->bias = memory_new(outputs, sizeof *self->bias);
   self->column_scale = memory_new(outputs, sizeof *self->column_scale);
   self->offset = memory_new(outputs, sizeof *self->offset);
@@ -206,7 +207,7 @@ static tf_code pack_blas(tf_linear *self, const tf_linear_source *sources, int c
   int64_t outputs = 0, used = 0;
   for (int i = 0; i < count; i++) outputs += sources[i].weight->shape[0];
   self->weight_bytes = (size_t)outputs * (size_t)self->in * sizeof(float);
-  self->weight = memory_new((size_t)outputs, (size_t)self->in * sizeof(float));
+  self->weight = tf_huge_new(self->weight_bytes);
   self->bias = memory_new((size_t)outputs, sizeof *self->bias);
   if (!self->weight || !self->bias)
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64, outputs,
@@ -265,7 +266,7 @@ tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_
 void tf_linear_free(tf_linear **self_pointer) {
   tf_linear *self = *self_pointer;
   if (!self) return;
-  free(self->weight);
+  tf_huge_free(self->weight);
   free(self->bias);
   free(self->column_scale);
   free(self->offset);
