@@ -23,7 +23,8 @@ typedef struct tf_block {
   int64_t line_bytes, lines;
   const char *weight; /* first panel, aligned to 64 bytes */
   int64_t panel_bytes, panels, steps;
-  void *sums; /* [lines, panels * 16], aligned to 64 bytes */
+  bool is_first; /* of the blocks that read these panels: they are still in memory */
+  void *sums;    /* [lines, panels * 16], aligned to 64 bytes */
 } tf_block;
 
 /* What becomes of a block's sums: activation(sum * scales + bias) * scale + residual. Pointers are at the block. */

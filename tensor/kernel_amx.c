@@ -1,9 +1,9 @@
 /* Kernels of AMX: products in int8 and bf16 with tile registers. In: blocks as kernel.h lays them out. Out: sums.
  * Two tiles of 16 rows by two of 16 outputs: each 64 bytes of depth take 2 + 2 tile loads and 4 products, so that the
  * loads hide behind the products. Lines are read as they lie; past the last of them up to 15 more are read whose
- * sums nobody looks at (rows are always stored in memory of whole blocks). bf16 stays here for any number of rows:
- * AVX-512 sums in another order, and a row's result is not to depend on how many are beside it. Sums of int8 are exact,
- * so few rows may take VNNI. */
+ * sums nobody looks at (rows are always stored in memory of whole blocks). One row
+ * takes this way too: its time is the weights' way from memory, and bf16's sums would come out otherwise with AVX-512,
+ * while a row's result is not to depend on how many are beside it. */
 #include "tensor/kernel.h"
 
 #if defined(__x86_64__)
@@ -12,7 +12,7 @@
 
 #define TF_AMX __attribute__((target("amx-tile,amx-int8,amx-bf16")))
 
-enum { TILE_ROWS = 16 };
+enum { TILE_ROWS = 16, FETCH_BYTES = 4096 };
 
 typedef struct tile_config {
   uint8_t palette, start_row, reserved[14];
@@ -32,6 +32,16 @@ TF_AMX static void end(void) {
   _tile_release();
 }
 
+/* Weights on their way to the second-level cache, four tiles ahead, also into the panels that come next: tile loads
+ * wait for memory longer than the processor looks ahead, and its own prefetchers stop at every page. */
+static inline __attribute__((always_inline)) void fetch(const char *first, const char *second) {
+#pragma GCC unroll 16
+  for (int line = 0; line < 16; line++) {
+    __builtin_prefetch(first + FETCH_BYTES + line * 64, 0, 2);
+    __builtin_prefetch(second + FETCH_BYTES + line * 64, 0, 2);
+  }
+}
+
 /* PRODUCT(name, instruction): 0..3 sums, 4 and 5 rows, 6 and 7 weights. Rows past 16 and the second panel are optional.
  */
 #define PRODUCT(name, multiply)                                                                                        \
@@ -46,6 +56,7 @@ TF_AMX static void end(void) {
     _tile_zero(3);                                                                                                     \
     if (tall && wide) {                                                                                                \
       for (int64_t i = 0; i < depth; i++) {                                                                            \
+        if (block->is_first) fetch(weight + i * 1024, second_weight + i * 1024);                                       \
         _tile_loadd(6, weight + i * 1024, 64);                                                                         \
         _tile_loadd(4, x + i * 64, block->line_bytes);                                                                 \
         multiply(0, 4, 6);                                                                                             \
@@ -57,6 +68,7 @@ TF_AMX static void end(void) {
       }                                                                                                                \
     } else {                                                                                                           \
       for (int64_t i = 0; i < depth; i++) {                                                                            \
+        if (block->is_first) fetch(weight + i * 1024, second_weight + i * 1024);                                       \
         _tile_loadd(6, weight + i * 1024, 64);                                                                         \
         _tile_loadd(4, x + i * 64, block->line_bytes);                                                                 \
         multiply(0, 4, 6);                                                                                             \
@@ -86,12 +98,12 @@ const tf_kernel tf_kernel_int8_amx = {.name = "int8 amx",
                                       .step_inputs = 4,
                                       .inputs_align = 64,
                                       .halves = 1,
-                                      .few_panels = 4,
+                                      .few_panels = 2,
                                       .many_panels = 2,
-                                      .many_lines = 5,
+                                      .many_lines = 1,
                                       .begin = begin,
                                       .end = end,
-                                      .few = tf_product_int8_vnni,
+                                      .few = product_int8,
                                       .many = product_int8,
                                       .finish = tf_finish_avx512,
                                       .convert = tf_convert_int8_avx512};
@@ -101,12 +113,12 @@ const tf_kernel tf_kernel_int8x2_amx = {.name = "int8x2 amx",
                                         .step_inputs = 4,
                                         .inputs_align = 64,
                                         .halves = 2,
-                                        .few_panels = 4,
+                                        .few_panels = 2,
                                         .many_panels = 2,
-                                        .many_lines = 5,
+                                        .many_lines = 1,
                                         .begin = begin,
                                         .end = end,
-                                        .few = tf_product_int8_vnni,
+                                        .few = product_int8,
                                         .many = product_int8,
                                         .finish = tf_finish_avx512,
                                         .convert = tf_convert_int8x2_avx512};

@@ -41,7 +41,8 @@ static int64_t smaller(int64_t a, int64_t b) {
 }
 
 /* Rows [row, row + rows) by `panels` panels of a part, from `panel` on (counted in the part). */
-static void run_block(const apply_job *job, int part_index, int64_t panel, int64_t panels, int64_t row, int64_t rows) {
+static void run_block(const apply_job *job, int part_index, int64_t panel, int64_t panels, int64_t row, int64_t rows,
+                      bool is_first) {
   _Alignas(64) float sums[TF_BLOCK_FLOATS];
   const tf_linear *self = job->self;
   const tf_linear_part *part = &self->parts[part_index];
@@ -56,6 +57,7 @@ static void run_block(const apply_job *job, int part_index, int64_t panel, int64
                     .panel_bytes = self->panel_bytes,
                     .panels = panels,
                     .steps = self->steps,
+                    .is_first = is_first,
                     .sums = sums};
   (job->many ? self->kernel->many : self->kernel->few)(&block);
   tf_finish finish = {.sums = sums,
@@ -94,7 +96,7 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
     panels = smaller(panels, job->unit_panels);
     int64_t last = smaller(first + job->unit_rows, job->rows->rows);
     for (int64_t row = first, most = TF_BLOCK_LINES_MAX / kernel->halves; row < last; row += most)
-      run_block(job, part, panel, panels, row, smaller(last - row, most));
+      run_block(job, part, panel, panels, row, smaller(last - row, most), row == first);
   }
   if (job->many && kernel->end) kernel->end();
 }
