@@ -32,7 +32,7 @@ static mapping *mapping_new(size_t bytes) {
     free(self);
     return NULL;
   }
-  self->next = (char *)(((uintptr_t)self->start + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES);
+  self->next = (char *)self->start + (-(uintptr_t)self->start & (PAGE_BYTES - 1));
   madvise(self->next, self->left, MADV_HUGEPAGE); /* advice: where it is not taken, nothing is lost */
   return self;
 }

@@ -17,11 +17,12 @@ enum { INPUTS_MAX = 65536 - 64, SWIGLU_OUTPUTS_MAX = TF_POOL_SHARED_BYTES / (int
 
 const tf_kernel *tf_kernel_find(tf_compute compute) {
 #if defined(__x86_64__)
-  const tf_kernel *const all[] = {&tf_kernel_int8_amx,        &tf_kernel_int8_vnni,   &tf_kernel_int8_avx_vnni,
-                                  &tf_kernel_int8_avx2,       &tf_kernel_int8x2_amx,  &tf_kernel_int8x2_vnni,
-                                  &tf_kernel_int8x2_avx_vnni, &tf_kernel_int8x2_avx2, &tf_kernel_bf16_amx,
-                                  &tf_kernel_bf16_avx512,     &tf_kernel_f32_avx512,  &tf_kernel_f32_avx2};
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+  enum { KERNELS = 12 };
+  const tf_kernel *const all[KERNELS] = {&tf_kernel_int8_amx,        &tf_kernel_int8_vnni,   &tf_kernel_int8_avx_vnni,
+                                         &tf_kernel_int8_avx2,       &tf_kernel_int8x2_amx,  &tf_kernel_int8x2_vnni,
+                                         &tf_kernel_int8x2_avx_vnni, &tf_kernel_int8x2_avx2, &tf_kernel_bf16_amx,
+                                         &tf_kernel_bf16_avx512,     &tf_kernel_f32_avx512,  &tf_kernel_f32_avx2};
+  for (int i = 0; i < KERNELS; i++) {
     if (all[i]->compute != compute || all[i]->cpu > tf_cpu_level()) continue;
     bool avx_vnni = all[i] == &tf_kernel_int8_avx_vnni || all[i] == &tf_kernel_int8x2_avx_vnni;
     if (avx_vnni && !tf_cpu_has_avx_vnni()) continue;
