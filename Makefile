@@ -22,13 +22,13 @@ LDFLAGS += $(CFLAGS_$(VARIANT)) -pthread -Wl,--as-needed
 LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
 
 # Every part is a library of its .c files but main.c; generated files join proto and router.
-PARTS := common tensor proto router encoder-svc llm-svc cli
+PARTS := common tensor proto policy router encoder-svc llm-svc cli
 GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c
 GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h
 sources = $(filter-out %/main.c,$(wildcard $(1)/*.c))
 objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
 GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
-CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(GEN_OBJECTS)
+CORE_OBJECTS := $(call objects,common) $(call objects,tensor) $(call objects,proto) $(call objects,policy) $(GEN_OBJECTS)
 
 # An archive, so that a program links only what it uses (the router needs no OpenBLAS).
 CORE := $(B)/libtf_core.a
@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help bench-kernels build caption evaluate test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help bench-kernels build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -45,10 +45,19 @@ IMAGES ?= examples
 caption: packages ## install, build, get the model, caption IMAGES=DIR (default: examples/)
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@images="$(IMAGES)"; case $$images in "~/"*) images=$$HOME/$${images#"~/"} ;; esac; \
-	$(B)/tokenflex caption $(CAPTION_OPTIONS) "$$images"
+	$(B)/tokenflex caption $(CAPTION_OPTIONS) "$$images"; status=$$?; \
+	if [ $$status = 3 ]; then \
+	  echo "make: the pictures named above could not be captioned, all others are (tokenflex caption itself ends with status 3)" >&2; \
+	elif [ $$status != 0 ]; then \
+	  echo "make: captioning did not get through (status $$status, the reason is above)" >&2; exit $$status; \
+	fi
 test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
+
+test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
+	@$(MAKE) --no-print-directory -j$(JOBS) build
+	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
 
 # Scores of the shipped adapter, through PyTorch and through the programs. Data: see train/README.md.
 EVALUATE_OPTIONS ?=
@@ -68,6 +77,9 @@ TRAIN_PYTHON := PYTHONPATH=tools MALLOC_ARENA_MAX=1 $(TRAIN_VENV)/bin/python
 $(TRAIN_VENV)/ready: train/requirements.txt
 	@echo "  making $(TRAIN_VENV) (PyTorch: some gigabytes)"
 	@python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r train/requirements.txt && touch $@
+loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
+	@$(MAKE) --no-print-directory -j$(JOBS) build model
+	@BUILD=$(B) bench/loadtest.sh
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run

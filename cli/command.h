@@ -16,6 +16,8 @@ typedef struct tf_command {
 
 int tf_caption_main(int argc, char **argv);
 int tf_up_main(int argc, char **argv);
+int tf_simulate_main(int argc, char **argv);
+int tf_loadtest_main(int argc, char **argv);
 
 /* One line "tokenflex: ..." on stderr. */
 void tf_say(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -3,6 +3,8 @@
  * are remembered by device and inode, so that links that turn back end nothing but themselves. */
 #include "cli/inputs.h"
 
+#include "cli/glob.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,6 +27,7 @@ typedef struct level {
   name_entry *names;
   size_t name_count, name_capacity, next;
   size_t image_bytes, path_bytes; /* length of this folder's name in self->image and self->path */
+  uint32_t positions;             /* of the pattern; 0: everything in here is wanted */
 } level;
 
 typedef struct folder_key {
@@ -33,8 +36,11 @@ typedef struct folder_key {
 } folder_key;
 
 struct tf_inputs {
-  const char *const *arguments;
-  size_t argument_count, argument_next;
+  tf_inputs_config config;
+  size_t argument_next;
+  tf_list_cursor cursor;
+  bool list_ended, matched; /* matched: something fits the pattern */
+  tf_glob glob;             /* of the argument that is being walked; no text: it is no pattern */
   level levels[TF_INPUTS_DEPTH_MAX];
   size_t depth;
   folder_key *seen; /* open addressing; inode 0 is an empty slot */
@@ -56,11 +62,11 @@ bool tf_inputs_is_image_name(const char *name) {
   return false;
 }
 
-tf_inputs *tf_inputs_new(const char *const *arguments, size_t count) {
+tf_inputs *tf_inputs_new(const tf_inputs_config *config) {
   tf_inputs *self = calloc(1, sizeof *self);
   if (!self) return NULL;
-  self->arguments = arguments;
-  self->argument_count = count;
+  self->config = *config;
+  self->list_ended = !config->list;
   return self;
 }
 
@@ -74,6 +80,8 @@ static void close_level(level *top) {
 void tf_inputs_free(tf_inputs **self) {
   if (!*self) return;
   while ((*self)->depth > 0) close_level(&(*self)->levels[--(*self)->depth]);
+  tf_list_cursor_free(&(*self)->cursor);
+  tf_glob_free(&(*self)->glob);
   free((*self)->seen);
   free((*self)->image);
   free(*self);
@@ -164,7 +172,7 @@ static tf_code remember_folder(tf_inputs *self, const struct stat *status) {
 }
 
 /* Opens the folder at self->path, named self->image, as a new level. TF_INPUT_PAUSE: nothing to tell. */
-static tf_input_kind open_folder(tf_inputs *self, tf_input *out) {
+static tf_input_kind open_folder(tf_inputs *self, uint32_t positions, tf_input *out) {
   if (self->depth == TF_INPUTS_DEPTH_MAX)
     return give_error(self, out, TF_ERR_UNSUPPORTED, "folders are nested too deeply here");
   int fd = open(self->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -183,6 +191,7 @@ static tf_input_kind open_folder(tf_inputs *self, tf_input *out) {
   level *top = &self->levels[self->depth++];
   memset(top, 0, sizeof *top);
   top->dir = dir;
+  top->positions = positions;
   top->image_bytes = strlen(self->image);
   top->path_bytes = strlen(self->path);
   return TF_INPUT_PAUSE;
@@ -246,11 +255,13 @@ static bool has_image_signature(const char *path) {
   return is_jpeg;
 }
 
-/* TF_INPUT_PAUSE: a name that is no image, or a folder that was opened. */
+/* TF_INPUT_PAUSE: a name that is not wanted, or a folder that was opened. */
 static tf_input_kind take_name(tf_inputs *self, level *top, tf_input *out) {
   name_entry entry = top->names[top->next++];
   const char *name = top->text + entry.offset;
   bool image_name = tf_inputs_is_image_name(name);
+  uint32_t positions = top->positions ? tf_glob_step(&self->glob, top->positions, name) : 0;
+  if (top->positions && !positions) return TF_INPUT_PAUSE;
   if (!set_image(self, top->image_bytes, name)) {
     self->image[top->image_bytes] = '\0';
     return give_error(self, out, TF_ERR_OUT_OF_MEMORY, "out of memory");
@@ -266,16 +277,42 @@ static tf_input_kind take_name(tf_inputs *self, level *top, tf_input *out) {
     }
     type = S_ISDIR(status.st_mode) ? DT_DIR : S_ISREG(status.st_mode) ? DT_REG : DT_UNKNOWN;
   }
-  if (type == DT_DIR) return open_folder(self, out);
+  bool match = !top->positions || tf_glob_is_match(&self->glob, positions);
+  if (top->positions && match) self->matched = true;
+  if (type == DT_DIR && !top->positions && self->config.flat) return TF_INPUT_PAUSE;
+  if (type == DT_DIR) return open_folder(self, match ? 0 : positions, out);
+  if (!match) return TF_INPUT_PAUSE;
   if (type == DT_REG && (image_name || has_image_signature(self->path))) return give_image(self, out);
   self->skipped++;
   return TF_INPUT_PAUSE;
 }
 
-static tf_input_kind take_argument(tf_inputs *self, tf_input *out) {
-  const char *argument = self->arguments[self->argument_next++];
-  self->seen_count = 0; /* a folder named twice is captioned twice */
-  if (self->seen) memset(self->seen, 0, self->seen_capacity * sizeof *self->seen);
+/* An argument that is not there, and looks like a pattern. */
+static tf_input_kind take_pattern(tf_inputs *self, const char *argument, tf_input *out) {
+  self->matched = false;
+  if (!tf_glob_parse(argument, &self->glob))
+    return give_error(self, out, TF_ERR_UNSUPPORTED, "a pattern of too many parts");
+  if (!realpath(self->glob.base[0] ? self->glob.base : ".", self->path) || !set_image(self, 0, self->glob.base)) {
+    int failed = errno;
+    tf_glob_free(&self->glob);
+    set_image(self, 0, argument);
+    return give_errno(self, out, failed);
+  }
+  uint32_t positions = tf_glob_start(&self->glob);
+  self->matched = tf_glob_is_match(&self->glob, positions);
+  return open_folder(self, self->matched ? 0 : positions, out);
+}
+
+static tf_input_kind end_pattern(tf_inputs *self, tf_input *out) {
+  bool matched = self->matched;
+  tf_glob_free(&self->glob);
+  if (matched || !set_image(self, 0, self->config.arguments[self->argument_next - 1])) return TF_INPUT_PAUSE;
+  return give_error(self, out, TF_ERR_IMAGE_MISSING, "no name fits this pattern");
+}
+
+static tf_input_kind take_named(tf_inputs *self, const char *argument, bool may_be_pattern, tf_input *out) {
+  if (self->seen_count > 0) memset(self->seen, 0, self->seen_capacity * sizeof *self->seen);
+  self->seen_count = 0; /* each argument is walked for itself */
   if (!set_image(self, 0, argument)) {
     static char empty[] = "";
     out->image = empty;
@@ -283,17 +320,38 @@ static tf_input_kind take_argument(tf_inputs *self, tf_input *out) {
     return TF_INPUT_ERROR;
   }
   struct stat status;
-  if (!realpath(argument, self->path) || stat(self->path, &status)) return give_errno(self, out, errno);
-  if (S_ISDIR(status.st_mode)) return open_folder(self, out);
+  if (!realpath(argument, self->path) || stat(self->path, &status)) {
+    if (errno == ENOENT && may_be_pattern && tf_glob_is_pattern(argument)) return take_pattern(self, argument, out);
+    return give_errno(self, out, errno);
+  }
+  if (S_ISDIR(status.st_mode)) return open_folder(self, 0, out);
   if (S_ISREG(status.st_mode)) return give_image(self, out);
   return give_error(self, out, TF_ERR_IMAGE_UNSUPPORTED, "neither a file nor a folder");
+}
+
+static tf_input_kind take_listed(tf_inputs *self, tf_input *out) {
+  const char *name;
+  tf_error why;
+  tf_list_kind kind = tf_list_next(self->config.list, &self->cursor, &name, &why);
+  if (kind == TF_LIST_NAME) return take_named(self, name, false, out);
+  if (kind == TF_LIST_WAIT) return TF_INPUT_WAIT;
+  self->list_ended = true;
+  if (kind == TF_LIST_END || !set_image(self, 0, "list of names")) return TF_INPUT_PAUSE;
+  return give_error(self, out, why.code, why.text);
+}
+
+/* The next argument, or name of the list. */
+static tf_input_kind take_argument(tf_inputs *self, tf_input *out) {
+  if (self->glob.text) return end_pattern(self, out);
+  if (self->argument_next < self->config.count)
+    return take_named(self, self->config.arguments[self->argument_next++], true, out);
+  return self->list_ended ? TF_INPUT_END : take_listed(self, out);
 }
 
 tf_input_kind tf_inputs_next(tf_inputs *self, size_t names_max, tf_input *out) {
   for (size_t looked = 0; looked < names_max; looked++) {
     tf_input_kind kind = TF_INPUT_PAUSE;
     if (self->depth == 0) {
-      if (self->argument_next == self->argument_count) return TF_INPUT_END;
       kind = take_argument(self, out);
     } else {
       level *top = &self->levels[self->depth - 1];

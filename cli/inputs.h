@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cli/list.h"
 #include "common/error.h"
 
 enum {
@@ -21,6 +22,7 @@ typedef enum tf_input_kind {
   TF_INPUT_IMAGE, /* a job */
   TF_INPUT_ERROR, /* an argument or folder that can not be read, a name that leads nowhere */
   TF_INPUT_PAUSE, /* nothing found within the budget; call again */
+  TF_INPUT_WAIT,  /* the list has nothing more yet; call again later */
   TF_INPUT_END
 } tf_input_kind;
 
@@ -31,14 +33,22 @@ typedef struct tf_input {
   tf_error error;    /* TF_INPUT_ERROR only */
 } tf_input;
 
-/* arguments are borrowed and must outlive the walk. NULL: out of memory. */
-tf_inputs *tf_inputs_new(const char *const *arguments, size_t count);
+typedef struct tf_inputs_config {
+  const char *const *arguments; /* files, folders, patterns that the shell left alone */
+  size_t count;
+  tf_list *list; /* more names, after the arguments; NULL: none */
+  bool flat;     /* folders inside folders are passed over */
+} tf_inputs_config;
+
+/* What config points to is borrowed and must outlive the walk. NULL: out of memory. */
+tf_inputs *tf_inputs_new(const tf_inputs_config *config);
 void tf_inputs_free(tf_inputs **self);
 
 /* The next image. Looks at no more than names_max names (so that a caller's loop stays alive in a huge folder).
- * A file named as an argument is always an image. In a folder, regular files with an image's extension or a JPEG's
- * first bytes are images; hidden names are passed over; the rest is counted as skipped. Links are followed; every
- * folder is visited once an argument, so that loops end. */
+ * A file named as an argument is always an image. An argument that is not there and holds * ? or [ is a pattern
+ * (cli/glob.h), whose matches are treated as a folder's content. In a folder, regular files with an image's extension
+ * or a JPEG's first bytes are images; hidden names are passed over; the rest is counted as skipped. Links are followed;
+ * every folder is visited once an argument, so that loops end. */
 tf_input_kind tf_inputs_next(tf_inputs *self, size_t names_max, tf_input *out);
 
 /* Files in folders that are no images, so far. */

@@ -129,6 +129,28 @@ tf_code tf_jsonl_caption(const char *json, size_t json_bytes, const char *id, co
   return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
 }
 
+tf_code tf_jsonl_duplicate(const char *first, size_t bytes, const char *id, const char *image, tf_buffer *line,
+                           tf_caption_facts *facts, tf_error *error) {
+  json_t *object = json_loadb(first, bytes, 0, NULL);
+  json_t *name = json_incref(json_object_get(object, "image"));
+  if (object) read_facts(object, facts);
+  json_object_del(object, "image_uri");
+  bool fine = name && json_object_set_new(object, "id", json_string(id)) == 0 && set_image(object, image) &&
+              json_object_set(object, "duplicate_of", name) == 0;
+  json_decref(name);
+  if (fine) return append_line(object, line, error);
+  json_decref(object);
+  return tf_fail(error, TF_ERR_INTERNAL, "the line of a picture of the same bytes can not be read");
+}
+
+tf_code tf_jsonl_text(const char *line, size_t bytes, tf_buffer *out, tf_error *error) {
+  json_t *object = json_loadb(line, bytes, 0, NULL);
+  const char *caption = json_string_value(json_object_get(object, "caption"));
+  if (caption) tf_buffer_append(out, caption, strlen(caption) + 1);
+  json_decref(object);
+  return caption && !out->overflow ? TF_OK : tf_fail(error, TF_ERR_INTERNAL, "a caption's line has no caption");
+}
+
 static json_t *text_of(const char *text) {
   tf_buffer clean;
   tf_buffer_init(&clean, TF_JSONL_LINE_BYTES_MAX);

@@ -24,6 +24,13 @@ typedef struct tf_caption_facts {
 tf_code tf_jsonl_caption(const char *json, size_t json_bytes, const char *id, const char *image, tf_buffer *line,
                          tf_caption_facts *facts, tf_error *error);
 
+/* Appends the line of another picture of the same bytes: first with id and image in place of its own, and
+ * `duplicate_of` with the first one's name. All else, the times too, is the first one's. */
+tf_code tf_jsonl_duplicate(const char *first, size_t bytes, const char *id, const char *image, tf_buffer *line,
+                           tf_caption_facts *facts, tf_error *error);
+/* Appends the caption of a line, with a NUL. */
+tf_code tf_jsonl_text(const char *line, size_t bytes, tf_buffer *out, tf_error *error);
+
 /* Appends the line of a failure. */
 tf_code tf_jsonl_error(const char *id, const char *image, const char *code, const char *message, int64_t attempts,
                        tf_buffer *line, tf_error *error);

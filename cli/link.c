@@ -13,15 +13,18 @@ tf_code tf_link_init(tf_link *self, const char *url, const char *queue, const ch
   memset(self, 0, sizeof *self);
   tf_code code = tf_redis_url_parse(url, &self->url, error);
   if (code) return code;
-  char reply[160];
+  char reply[160], pace[160];
   snprintf(self->reply_name, sizeof self->reply_name, "%s", reply_name ? reply_name : "");
+  snprintf(pace, sizeof pace, "pace:%s", self->reply_name);
   snprintf(reply, sizeof reply, "reply:%s", self->reply_name);
   struct {
     const char *suffix;
     char *key;
-  } keys[] = {{"jobs:0", self->jobs[0]},      {"jobs:1", self->jobs[1]}, {"lease:encode", self->encode},
-              {"lease:decode", self->decode}, {"model", self->model},    {"routers", self->routers},
-              {"cancel", self->cancel},       {reply, self->reply}};
+  } keys[] = {{"jobs:0", self->jobs[0]},      {"jobs:1", self->jobs[1]},
+              {"lease:encode", self->encode}, {"lease:decode", self->decode},
+              {"model", self->model},         {"routers", self->routers},
+              {"cancel", self->cancel},       {reply, self->reply},
+              {"load", self->load},           {pace, self->pace}};
   for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
     if (tf_redis_key(queue, keys[i].suffix, keys[i].key, TF_LINK_KEY_BYTES))
       return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--queue %.80s: a name is 1 to 64 of A-Z a-z 0-9 . _ -", queue);

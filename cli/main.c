@@ -12,6 +12,8 @@
 static const tf_command commands[] = {
     {"caption", "write a caption for every photo in files and folders", tf_caption_main},
     {"up", "run the whole service on this machine until it is stopped", tf_up_main},
+    {"simulate", "compute waits and token counts of a deployment under a load", tf_simulate_main},
+    {"loadtest", "put a load on a deployment and measure waits and token counts", tf_loadtest_main},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 

@@ -13,7 +13,15 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { REDRAW_MS = 100, LINE_MS = 5000, BYTES_MAX = 8192, COLUMNS_MAX = 500, PARTS_MAX = 12 };
+enum {
+  REDRAW_MS = 100,
+  LINE_MS_MIN = 5000,
+  LINE_MS_MAX = 300000,
+  LINE_SHARE = 10,
+  BYTES_MAX = 8192,
+  COLUMNS_MAX = 500,
+  PARTS_MAX = 12
+};
 
 /* -- texts ------------------------------------------------------------------------------------------------------ */
 
@@ -55,9 +63,13 @@ static void rate_text(double per_second, char *out, size_t out_bytes) {
     snprintf(out, out_bytes, "-/s");
 }
 
+static uint64_t finished_of(const tf_progress_view *view) {
+  return view->done + view->failed + view->already;
+}
+
 /* Time left, as far as it can be told; empty where it can not. */
 static void left_text(const tf_progress_view *view, char *out, size_t out_bytes) {
-  uint64_t finished = view->done + view->failed;
+  uint64_t finished = finished_of(view);
   out[0] = '\0';
   if (!view->total_known || view->per_second <= 0 || finished >= view->total) return;
   char duration[32];
@@ -71,7 +83,7 @@ void tf_progress_line(const tf_progress_view *view, tf_buffer *out) {
     return;
   }
   char text[64], rate[32];
-  tf_count_text(view->done, text, sizeof text);
+  tf_count_text(view->done + view->already, text, sizeof text);
   tf_buffer_printf(out, "%s of ", text);
   tf_count_text(view->total, text, sizeof text);
   rate_text(view->per_second, rate, sizeof rate);
@@ -83,6 +95,7 @@ void tf_progress_line(const tf_progress_view *view, tf_buffer *out) {
   if (view->depth_known)
     tf_buffer_printf(out, ", waiting %lld, encoder %lld, llm %lld", (long long)view->waiting, (long long)view->encoding,
                      (long long)view->decoding);
+  if (view->forecast) tf_buffer_printf(out, ", %s", view->forecast);
 }
 
 /* -- the bar ---------------------------------------------------------------------------------------------------- */
@@ -108,7 +121,7 @@ static void put_cells(tf_buffer *out, const tf_progress_style *style, int cells,
 }
 
 static void put_bar_line(const tf_progress_view *view, const tf_progress_style *style, tf_buffer *out) {
-  uint64_t finished = view->done + view->failed;
+  uint64_t finished = finished_of(view);
   double share = view->total > 0 && view->total_known ? (double)finished / (double)view->total : 0;
   if (share > 1) share = 1;
   char left[64], tail[128];
@@ -140,7 +153,7 @@ static int make_parts(const tf_progress_view *view, bool shortened, part *parts)
   int count = 0;
   char done[32], total[32];
   memset(parts, 0, PARTS_MAX * sizeof *parts);
-  tf_count_text(view->done, done, sizeof done);
+  tf_count_text(view->done + view->already, done, sizeof done);
   tf_count_text(view->total, total, sizeof total);
   snprintf(parts[count++].text, sizeof parts->text, "%s of %s%s", done, total, view->total_known ? "" : "+");
   if (view->failed > 0) {
@@ -180,6 +193,8 @@ void tf_progress_bar(const tf_progress_view *view, const tf_progress_style *styl
     put_number_line(view, style, out);
   else if (style->columns > 2)
     tf_buffer_printf(out, " %.*s", style->columns - 2, view->note);
+  if (!view->note && view->forecast && style->columns > 2)
+    tf_buffer_printf(out, "\n %.*s", style->columns - 2, view->forecast);
 }
 
 /* -- rate ------------------------------------------------------------------------------------------------------- */
@@ -210,11 +225,15 @@ void tf_progress_init(tf_progress *self) {
   self->style.color = self->terminal && !(no_color && no_color[0]);
   self->style.utf8 = strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
   self->drawn_ms = INT64_MIN / 2;
-  self->line_ms = tf_now_ms(); /* a run of a few seconds needs no lines */
+  self->line_ms = self->started_ms = tf_now_ms(); /* a run of a few seconds needs no lines */
 }
 
 bool tf_progress_due(const tf_progress *self, int64_t now_ms) {
-  return self->terminal ? now_ms - self->drawn_ms >= REDRAW_MS : now_ms - self->line_ms >= LINE_MS;
+  if (self->terminal) return now_ms - self->drawn_ms >= REDRAW_MS;
+  int64_t wait_ms = (now_ms - self->started_ms) / LINE_SHARE;
+  if (wait_ms < LINE_MS_MIN) wait_ms = LINE_MS_MIN;
+  if (wait_ms > LINE_MS_MAX) wait_ms = LINE_MS_MAX;
+  return now_ms - self->line_ms >= wait_ms;
 }
 
 /* Progress is a courtesy: what stderr does not take is dropped. */
@@ -224,8 +243,11 @@ static void put_on_screen(const tf_buffer *text) {
   (void)written;
 }
 
-static void put_return_to_start(tf_buffer *out, bool drawn) {
-  tf_buffer_printf(out, drawn ? "\r\033[1A\033[J" : "\r\033[J");
+static void put_return_to_start(tf_buffer *out, int drawn) {
+  if (drawn > 1)
+    tf_buffer_printf(out, "\r\033[%dA\033[J", drawn - 1);
+  else
+    tf_buffer_printf(out, "\r\033[J");
 }
 
 void tf_progress_draw(tf_progress *self, const tf_progress_view *view, int64_t now_ms) {
@@ -238,7 +260,8 @@ void tf_progress_draw(tf_progress *self, const tf_progress_view *view, int64_t n
     self->style.columns = !known ? 80 : size.ws_col > COLUMNS_MAX ? COLUMNS_MAX : size.ws_col;
     put_return_to_start(&text, self->drawn);
     tf_progress_bar(view, &self->style, &text);
-    self->drawn = true;
+    self->drawn = 1;
+    for (size_t i = 0; i < text.size; i++) self->drawn += text.data[i] == '\n';
     self->drawn_ms = now_ms;
   } else {
     tf_buffer_printf(&text, "tokenflex: ");
@@ -254,8 +277,8 @@ void tf_progress_clear(tf_progress *self) {
   if (!self->drawn) return;
   tf_buffer text;
   tf_buffer_init(&text, BYTES_MAX);
-  put_return_to_start(&text, true);
+  put_return_to_start(&text, self->drawn);
   put_on_screen(&text);
   tf_buffer_free(&text);
-  self->drawn = false;
+  self->drawn = 0;
 }

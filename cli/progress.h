@@ -1,5 +1,6 @@
-/* What a person sees while a run goes on: a bar of two lines on a terminal, a plain line now and then elsewhere.
- * In: the run's numbers. Out: text on stderr, at most ten times a second (bar) or every five seconds (lines).
+/* What a person sees while a run goes on: a bar of two lines on a terminal (three with a deadline), a plain line now
+ * and then elsewhere. In: the run's numbers. Out: text on stderr, at most ten times a second (bar); lines come after 5
+ * s, and the longer the run the fewer: when a tenth of its time has gone by since the last, five minutes at most.
  * Formatting is pure and tested; drawing alone knows the terminal. */
 #ifndef TF_CLI_PROGRESS_H
 #define TF_CLI_PROGRESS_H
@@ -12,12 +13,14 @@
 /* The numbers at one moment. */
 typedef struct tf_progress_view {
   uint64_t done, failed; /* captions and failures */
-  uint64_t total;        /* images found so far */
+  uint64_t already;      /* done by earlier runs; they count in the total, not in the rate */
+  uint64_t total;        /* images found so far, those done before among them */
   bool total_known;      /* false while folders are still being read */
   double per_second;     /* of the last half minute; 0: not known yet */
   double mean_tokens;    /* vision tokens of a caption; 0: none yet */
   bool depth_known;
   int64_t waiting, encoding, decoding; /* jobs of the whole queue by tier */
+  const char *forecast;                /* of a run with a deadline; NULL: none */
   const char *note;                    /* replaces the numbers: "starting", "Redis is out of reach"; NULL: none */
 } tf_progress_view;
 
@@ -26,7 +29,7 @@ typedef struct tf_progress_style {
   bool color, utf8;
 } tf_progress_style;
 
-/* The bar: two lines, without a newline at the end. */
+/* The bar: two lines, a third for the forecast, without a newline at the end. */
 void tf_progress_bar(const tf_progress_view *view, const tf_progress_style *style, tf_buffer *out);
 /* One plain line without a newline. */
 void tf_progress_line(const tf_progress_view *view, tf_buffer *out);
@@ -47,9 +50,10 @@ double tf_rate_per_second(const tf_rate *self, int64_t now_ms, uint64_t count);
 
 /* Drawing on stderr. One of these exists in a run. */
 typedef struct tf_progress {
-  bool terminal, drawn;
+  bool terminal;
+  int drawn; /* lines on the screen */
   tf_progress_style style;
-  int64_t drawn_ms, line_ms;
+  int64_t drawn_ms, line_ms, started_ms;
 } tf_progress;
 
 /* Looks at stderr, TERM, NO_COLOR and the locale. */

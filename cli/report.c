@@ -28,6 +28,12 @@ static double mean(const tf_run_record *record, double sum) {
   return record->captioned > 0 ? sum / (double)record->captioned : 0;
 }
 
+/* Times are those of pictures that were computed. */
+static double mean_time(const tf_run_record *record, size_t stage) {
+  uint64_t computed = record->captioned - record->duplicates;
+  return computed > 0 ? record->timing_ms_sum[stage] / (double)computed : 0;
+}
+
 static double rounded(double value) {
   return (double)(int64_t)(value * 100 + 0.5) / 100;
 }
@@ -54,11 +60,15 @@ static json_t *settings_json(const tf_run_record *record) {
   const tf_submit_settings *settings = record->settings;
   json_t *named = json_array();
   for (size_t i = 0; i < record->named_count; i++) json_array_append_new(named, text_or_null(record->named[i]));
-  json_t *tokens = settings->vision_tokens ? json_integer(settings->vision_tokens) : json_string("auto");
+  bool is_auto = settings->vision_tokens == 0 || record->stays_auto;
+  json_t *tokens = !is_auto ? json_integer(settings->vision_tokens) : json_string("auto");
   json_t *out = json_object();
   json_object_set_new(out, "inputs", named);
   json_object_set_new(out, "vision_tokens", tokens);
   json_object_set_new(out, "prompt", text_or_null(settings->prompt));
+  json_object_set_new(out, "format", json_string(record->format == TF_FORMAT_CSV ? "csv" : "jsonl"));
+  if (record->shuffled) json_object_set_new(out, "shuffle_seed", json_integer((json_int_t)record->seed));
+  json_object_set_new(out, "folder", text_or_null(record->folder));
   json_object_set_new(out, "max_new_tokens", json_integer(settings->max_new_tokens));
   json_object_set_new(out, "max_pixels", record->redis ? json_null() : json_integer(record->max_pixels));
   json_object_set_new(out, "model_dir", text_or_null(record->model_dir));
@@ -80,10 +90,13 @@ static json_t *model_json(const tf_run_record *record) {
 static json_t *result_json(const tf_run_record *record) {
   json_t *timing = json_object(), *out = json_object();
   for (size_t i = 0; i < TF_JSONL_STAGE_COUNT; i++)
-    json_object_set_new(timing, tf_jsonl_stages[i], json_real(rounded(mean(record, record->timing_ms_sum[i]))));
+    json_object_set_new(timing, tf_jsonl_stages[i], json_real(rounded(mean_time(record, i))));
   json_object_set_new(out, "captioned", json_integer((json_int_t)record->captioned));
   json_object_set_new(out, "failed", json_integer((json_int_t)record->failed));
   json_object_set_new(out, "skipped", json_integer((json_int_t)record->skipped));
+  json_object_set_new(out, "already_done", json_integer((json_int_t)record->already));
+  json_object_set_new(out, "duplicates", json_integer((json_int_t)record->duplicates));
+  json_object_set_new(out, "upgraded", json_integer((json_int_t)record->upgraded));
   json_object_set_new(out, "seconds", json_real(rounded((double)record->working_ms / 1000.0)));
   json_object_set_new(out, "images_per_second", json_real(rounded(images_per_second(record))));
   json_object_set_new(out, "mean_vision_tokens", json_real(rounded(mean(record, record->tokens_sum))));
@@ -101,6 +114,10 @@ tf_code tf_report_json(const tf_run_record *record, tf_buffer *out, tf_error *er
   json_object_set_new(top, "started", time_or_null(record->started_unix_ms));
   json_object_set_new(top, "ended", time_or_null(record->ended_unix_ms));
   json_object_set_new(top, "result", result_json(record));
+  json_t *output = json_object();
+  json_object_set_new(output, "captions", json_integer((json_int_t)record->output_captions));
+  json_object_set_new(output, "failures", json_integer((json_int_t)record->output_failures));
+  json_object_set_new(top, "output", output);
   char *text = json_dumps(top, JSON_INDENT(2) | JSON_REAL_PRECISION(10));
   json_decref(top);
   if (!text) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
@@ -110,14 +127,16 @@ tf_code tf_report_json(const tf_run_record *record, tf_buffer *out, tf_error *er
 }
 
 static void put_counts(const tf_run_record *record, tf_buffer *out) {
-  char captioned[32], failed[32], skipped[32];
+  char captioned[32], failed[32], skipped[32], already[32];
   tf_count_text(record->captioned, captioned, sizeof captioned);
   tf_count_text(record->failed, failed, sizeof failed);
   tf_count_text(record->skipped, skipped, sizeof skipped);
-  if (record->captioned + record->failed == 0 && strcmp(record->state, "complete") == 0)
+  tf_count_text(record->already, already, sizeof already);
+  if (record->captioned + record->failed + record->already == 0 && strcmp(record->state, "complete") == 0)
     tf_buffer_printf(out, "no images found");
   else
     tf_buffer_printf(out, "%s captioned, %s failed", captioned, failed);
+  if (record->already > 0) tf_buffer_printf(out, ", %s done before", already);
   if (record->skipped > 0) tf_buffer_printf(out, ", %s other file%s skipped", skipped, record->skipped == 1 ? "" : "s");
 }
 
@@ -136,9 +155,19 @@ void tf_report_summary(const tf_run_record *record, const char *output, const ch
                        i == 0   ? "mean ms"
                        : i == 5 ? "\n       "
                                 : "",
-                       tf_jsonl_stages[i], mean(record, record->timing_ms_sum[i]));
+                       tf_jsonl_stages[i], mean_time(record, i));
     tf_buffer_printf(out, "\n");
   }
+  if (record->duplicates > 0)
+    tf_buffer_printf(out, "%llu of them have the same bytes as another and were computed once\n",
+                     (unsigned long long)record->duplicates);
+  if (record->upgraded > 0)
+    tf_buffer_printf(out, "%llu lines of fewer vision tokens were replaced\n", (unsigned long long)record->upgraded);
+  if (record->sidecars_kept > 0)
+    tf_buffer_printf(out, "%llu sidecars were there already and stay as they were (--overwrite replaces them)\n",
+                     (unsigned long long)record->sidecars_kept);
   if (output) tf_buffer_printf(out, "captions: %s\n", output);
-  if (errors && record->failed > 0) tf_buffer_printf(out, "failures: %s\n", errors);
+  if (errors && record->output_failures > 0)
+    tf_buffer_printf(out, "failures: %s (%llu; --retry-failed tries them again)\n", errors,
+                     (unsigned long long)record->output_failures);
 }

@@ -7,6 +7,7 @@
 
 #include "cli/jsonl.h"
 #include "cli/queue.h"
+#include "cli/records.h"
 #include "cli/submit.h"
 
 typedef struct tf_run_record {
@@ -23,6 +24,16 @@ typedef struct tf_run_record {
   int64_t started_unix_ms, ended_unix_ms; /* 0: not yet */
   int64_t working_ms;                     /* from the first image submitted to the last answer */
   uint64_t captioned, failed, skipped;
+  uint64_t duplicates;                       /* of the captioned: pictures of the same bytes as another */
+  uint64_t sidecars_kept;                    /* there before, and left as they were */
+  uint64_t upgraded;                         /* lines of earlier runs that were replaced */
+  uint64_t already;                          /* passed over: an earlier run has done them, or they are named twice */
+  uint64_t output_captions, output_failures; /* pictures in the output altogether */
+  bool stays_auto; /* upgraded lines of a run with --vision-tokens auto: the output's setting stays that */
+  bool shuffled;
+  uint64_t seed;
+  const char *folder; /* where relative names begin */
+  tf_format format;
   double tokens_sum, timing_ms_sum[TF_JSONL_STAGE_COUNT]; /* over the captioned */
 } tf_run_record;
 

@@ -18,7 +18,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { REDIS_START_MS_MAX = 10000, STOP_MARGIN_MS = 2000, REDIS_STOP_MS_MAX = 2000, MEMORY_MIB_MAX = 1024 };
+enum {
+  REDIS_START_MS_MAX = 10000,
+  STOP_MARGIN_MS = 2000,
+  REDIS_STOP_MS_MAX = 2000,
+  MEMORY_MIB_MAX = 1024,
+  DEDUPE_WINDOW_S = 600
+};
 enum { ROUTER, ENCODER, LLM, REDIS, CHILD_COUNT };
 
 struct tf_stack {
@@ -160,6 +166,10 @@ static tf_code start_router(tf_stack *self, const tf_stack_config *config, tf_er
   else
     add(&argv, "ipc://%s/router.sock", self->folder.path);
   if (config->insecure) add(&argv, "--insecure");
+  if (!config->served) { /* a run names each id once: what it would remember for days would only grow */
+    add(&argv, "--dedupe-window-s");
+    add(&argv, "%d", DEDUPE_WINDOW_S);
+  }
   return start_program(self, ROUTER, "router", &argv, error);
 }
 

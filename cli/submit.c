@@ -130,9 +130,10 @@ static tf_code send_job(tf_link *link, const tf_submit_settings *settings, const
   else
     add_text(&job, uri);
   const char *fields[][2] = {{"prompt", settings->prompt},
-                             {"min_vision_tokens", settings->vision_tokens ? tokens : NULL},
+                             {"min_vision_tokens", settings->vision_tokens && !settings->pace ? tokens : NULL},
                              {"max_vision_tokens", settings->vision_tokens ? tokens : NULL},
                              {"max_new_tokens", new_tokens},
+                             {"pace", settings->pace},
                              {"reply", link->reply_name}};
   for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
     if (!fields[i][1]) continue;

@@ -14,7 +14,8 @@ typedef struct tf_submit_settings {
   int64_t vision_tokens; /* sets both limits; 0: auto */
   const char *prompt;    /* NULL: the model's own */
   int64_t max_new_tokens;
-  bool by_bytes; /* the image's bytes travel, not its path */
+  bool by_bytes;    /* the image's bytes travel, not its path */
+  const char *pace; /* the run's plan decides the count, vision_tokens is its maximum; NULL: none */
 } tf_submit_settings;
 
 /* bytes_out: what the entry holds of the image, 0 for a path.

@@ -11,6 +11,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "encoder-svc/meter.h"
 #include "tensor/tensor.h"
 
 enum {
@@ -35,6 +36,8 @@ struct tf_pipeline {
   float *batch_pixels; /* [batch_max, 3, size, size] */
   count_series series[TF_TOKEN_COUNTS_MAX];
   size_t series_count;
+  pthread_mutex_t meter_lock; /* held for a few microseconds */
+  tf_encoder_meter meter;
   tf_metric *fetch_seconds, *batch_size, *depth_fetch, *depth_decode, *depth_encode;
 };
 
@@ -111,6 +114,9 @@ static tf_code fetch(tf_pipeline *self, tf_encode_job *job) {
   int64_t taken_us = tf_now_us() - begin_us;
   job->timing.fetch_ms += (float)taken_us / 1000;
   tf_metric_observe(self->fetch_seconds, (double)taken_us / 1e6);
+  pthread_mutex_lock(&self->meter_lock);
+  tf_encoder_meter_fetched(&self->meter, (double)taken_us / 1000);
+  pthread_mutex_unlock(&self->meter_lock);
   return code;
 }
 
@@ -160,7 +166,12 @@ static tf_code decode_job(tf_pipeline *self, tf_encode_job *job) {
   job->timing.decode_ms += (float)taken_us / 1000;
   const count_series *series = series_of(self, job_of(job)->vision_tokens);
   if (series != NULL) tf_metric_observe(series->decode, (double)taken_us / 1e6);
-  if (code == TF_OK) return TF_OK;
+  if (code == TF_OK) {
+    pthread_mutex_lock(&self->meter_lock);
+    tf_encoder_meter_decoded(&self->meter, (double)taken_us / 1000);
+    pthread_mutex_unlock(&self->meter_lock);
+    return TF_OK;
+  }
   char name[TF_URI_BYTES_MAX + 1];
   image_name(job, name, sizeof name);
   return tf_fail(&job->error, code, "%.250s: %.250s", name, reason.text);
@@ -237,6 +248,14 @@ static tf_code run_encoder(tf_pipeline *self, tf_encode_job **jobs, int count, t
   return tf_encoder_run(self->config.encoder, self->config.pool, self->batch_pixels, count, vision_tokens, out, error);
 }
 
+static void meter_batch(tf_pipeline *self, tf_encode_job **jobs, int count, int64_t taken_us) {
+  uint64_t vision_tokens = 0;
+  for (int i = 0; i < count; i++) vision_tokens += job_of(jobs[i])->vision_tokens;
+  pthread_mutex_lock(&self->meter_lock);
+  tf_encoder_meter_batch(&self->meter, count, vision_tokens, (double)taken_us / 1000);
+  pthread_mutex_unlock(&self->meter_lock);
+}
+
 static void encode_batch(tf_pipeline *self, tf_encode_job **jobs, int count) {
   size_t width = (size_t)tf_encoder_llm_width(self->config.encoder);
   tf_error reason = {.code = TF_OK};
@@ -244,6 +263,7 @@ static void encode_batch(tf_pipeline *self, tf_encode_job **jobs, int count) {
   tf_code code = run_encoder(self, jobs, count, &reason);
   int64_t taken_us = tf_now_us() - begin_us;
   tf_metric_observe(self->batch_size, count);
+  if (code == TF_OK) meter_batch(self, jobs, count, taken_us);
   for (int i = 0; i < count; i++) {
     tf_encode_job *job = jobs[i];
     /* Each waited for the whole batch: that is its latency. */
@@ -331,6 +351,8 @@ tf_code tf_pipeline_new(const tf_pipeline_config *config, tf_pipeline **out, tf_
   self->ready = tf_mailbox_new(config->jobs_max);
   self->finished = tf_mailbox_new(config->jobs_max);
   self->batch_pixels = malloc((size_t)config->batch_max * 3 * (size_t)self->size * (size_t)self->size * sizeof(float));
+  pthread_mutex_init(&self->meter_lock, NULL);
+  tf_encoder_meter_init(&self->meter, config->batch_max, config->decode_threads);
   make_metrics(self, config->encoder);
   tf_code code = TF_OK;
   if (!self->fetching || !self->decoding || !self->ready || !self->finished || !self->batch_pixels) {
@@ -361,6 +383,7 @@ void tf_pipeline_free(tf_pipeline **self) {
   tf_mailbox_free(&pipeline->decoding, NULL);
   tf_mailbox_free(&pipeline->ready, NULL);
   tf_mailbox_free(&pipeline->finished, NULL);
+  pthread_mutex_destroy(&pipeline->meter_lock);
   free(pipeline->batch_pixels);
   free(pipeline);
 }
@@ -381,6 +404,13 @@ tf_encode_job *tf_pipeline_take(tf_pipeline *self) {
 
 int tf_pipeline_fd(const tf_pipeline *self) {
   return tf_mailbox_fd(self->finished);
+}
+
+bool tf_pipeline_times(tf_pipeline *self, const uint32_t *counts, size_t count, float *service_ms, float *latency_ms) {
+  pthread_mutex_lock(&self->meter_lock);
+  bool known = tf_encoder_meter_read(&self->meter, counts, count, service_ms, latency_ms);
+  pthread_mutex_unlock(&self->meter_lock);
+  return known;
 }
 
 void tf_pipeline_measure(tf_pipeline *self) {

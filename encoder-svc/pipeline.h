@@ -53,6 +53,9 @@ bool tf_pipeline_submit(tf_pipeline *self, tf_encode_job *job);
 /* The next finished job, NULL where there is none. Never blocks. */
 tf_encode_job *tf_pipeline_take(tf_pipeline *self);
 int tf_pipeline_fd(const tf_pipeline *self); /* readable while finished jobs wait */
+/* service_ms[count] and latency_ms[count] at these token counts (encoder-svc/meter.h). False: nothing is known yet. Any
+ * thread. */
+bool tf_pipeline_times(tf_pipeline *self, const uint32_t *counts, size_t count, float *service_ms, float *latency_ms);
 /* Updates the gauges of the queues' depths. */
 void tf_pipeline_measure(tf_pipeline *self);
 

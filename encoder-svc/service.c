@@ -338,6 +338,20 @@ void tf_encoder_service_drain(tf_encoder_service *self) {
 
 /* ---- life ---- */
 
+/* For a PONG. */
+static void measure(void *context, tf_pong *pong) {
+  tf_encoder_service *self = context;
+  const tf_model_dir *model = self->config.model;
+  uint32_t count = model->token_count_count;
+  if (tf_pipeline_times(self->pipeline, model->token_counts, count, pong->service.ms, pong->latency.ms))
+    pong->service.count = pong->latency.count = count;
+  pong->batch_max = (uint32_t)self->config.pipeline.batch_max;
+}
+
+static void on_drain(void *context) {
+  tf_encoder_service_drain(context);
+}
+
 static tf_code start_peers(tf_encoder_service *self, tf_error *error) {
   const tf_model_dir *model = self->config.model;
   tf_peers_config config = {.hello = {.role = TF_ROLE_ENCODER,
@@ -349,6 +363,8 @@ static tf_code start_peers(tf_encoder_service *self, tf_error *error) {
                             .jobs_max = self->config.jobs_max,
                             .peer_timeout_ms = self->config.peer_timeout_ms,
                             .on_message = on_router_message,
+                            .measure = measure,
+                            .on_drain = on_drain,
                             .context = self,
                             .metrics = self->config.metrics};
   memcpy(config.hello.token_counts, model->token_counts, sizeof config.hello.token_counts);

@@ -22,6 +22,7 @@ enum {
 
 typedef struct arrival {
   uint64_t handle; /* 0: free */
+  uint32_t vision_tokens;
   int64_t received_us, submitted_us;
 } arrival;
 
@@ -34,6 +35,9 @@ struct tf_llm_compute {
   pthread_t thread;
   bool started;
   atomic_bool stopping;
+  pthread_mutex_t meter_lock; /* held for a few microseconds: the reactor reads, the compute thread writes */
+  tf_llm_meter meter;
+  atomic_uint kv_tokens;
   tf_metric *running, *waiting, *kv_used, *kv_capacity, *step_seconds, *pieces_dropped;
 };
 
@@ -81,6 +85,11 @@ static void post(tf_llm_compute *self, const tf_engine_event *event) {
   copy->event.text = copy->text;
   arrival *known = ending ? find_arrival(self, event->handle) : NULL;
   if (known != NULL) {
+    if (event->kind == TF_ENGINE_DONE) {
+      pthread_mutex_lock(&self->meter_lock);
+      tf_llm_meter_done(&self->meter, known->vision_tokens, event->prompt_tokens, event->completion_tokens);
+      pthread_mutex_unlock(&self->meter_lock);
+    }
     copy->event.wait_ms += (float)(known->submitted_us - known->received_us) / 1000;
     known->handle = 0;
   }
@@ -102,7 +111,11 @@ static void submit(tf_llm_compute *self, const tf_llm_command *command) {
   tf_code code = slot == NULL ? tf_fail(&error, TF_ERR_WORKER_FULL, "the LLM worker is full")
                               : tf_engine_submit(self->engine, &request, &error);
   if (code == TF_OK && slot != NULL) {
-    *slot = (arrival){command->handle, command->received_us, tf_now_us()};
+    *slot = (arrival){command->handle, command->vision_tokens, command->received_us, tf_now_us()};
+    uint32_t new_tokens = command->sampling.max_new_tokens;
+    pthread_mutex_lock(&self->meter_lock);
+    tf_llm_meter_asked(&self->meter, new_tokens > 0 ? new_tokens : TF_ENGINE_NEW_TOKENS_DEFAULT);
+    pthread_mutex_unlock(&self->meter_lock);
     return;
   }
   tf_engine_event failed = {.kind = TF_ENGINE_FAILED, .handle = command->handle, .text = error.text, .code = code};
@@ -120,11 +133,24 @@ static void obey(tf_llm_compute *self, tf_llm_command *command) {
   tf_llm_command_free(&command);
 }
 
+/* One turn of the engine, and what it took. */
+static void meter_step(tf_llm_compute *self, bool busy, int64_t taken_us) {
+  tf_llm_step_cost cost = tf_engine_last_step(self->engine);
+  if (busy) tf_metric_observe(self->step_seconds, (double)taken_us / 1e6);
+  pthread_mutex_lock(&self->meter_lock);
+  if (busy)
+    tf_llm_meter_step(&self->meter, &cost, (double)taken_us / 1000);
+  else
+    tf_llm_meter_idle(&self->meter);
+  pthread_mutex_unlock(&self->meter_lock);
+}
+
 static void measure(tf_llm_compute *self) {
   tf_engine_load_now load = tf_engine_load_state(self->engine);
   tf_metric_set(self->running, load.running);
   tf_metric_set(self->waiting, load.waiting);
   tf_metric_set(self->kv_used, load.kv_tokens_used);
+  atomic_store(&self->kv_tokens, load.kv_tokens_used);
   tf_metric_set(self->kv_capacity, load.kv_tokens_max);
 }
 
@@ -142,7 +168,7 @@ static void *compute_main(void *context) {
     size_t count = 0;
     int64_t begin_us = tf_now_us();
     busy = tf_engine_step(self->engine, &events, &count);
-    if (busy) tf_metric_observe(self->step_seconds, (double)(tf_now_us() - begin_us) / 1e6);
+    meter_step(self, busy, tf_now_us() - begin_us);
     for (size_t i = 0; i < count; i++) post(self, &events[i]);
     measure(self);
   }
@@ -164,6 +190,18 @@ tf_llm_event *tf_llm_compute_take(tf_llm_compute *self) {
 
 int tf_llm_compute_fd(const tf_llm_compute *self) {
   return tf_mailbox_fd(self->events);
+}
+
+bool tf_llm_compute_times(tf_llm_compute *self, const uint32_t *counts, size_t count, float *service_ms,
+                          float *latency_ms) {
+  pthread_mutex_lock(&self->meter_lock);
+  bool known = tf_llm_meter_read(&self->meter, counts, count, service_ms, latency_ms);
+  pthread_mutex_unlock(&self->meter_lock);
+  return known;
+}
+
+uint32_t tf_llm_compute_kv_tokens(const tf_llm_compute *self) {
+  return atomic_load(&self->kv_tokens);
 }
 
 static void make_metrics(tf_llm_compute *self, tf_metrics *metrics) {
@@ -189,6 +227,10 @@ tf_code tf_llm_compute_new(tf_engine *engine, size_t jobs_max, tf_metrics *metri
   self->jobs_max = jobs_max;
   self->events_max = jobs_max * EVENTS_PER_JOB;
   atomic_init(&self->stopping, false);
+  atomic_init(&self->kv_tokens, 0);
+  pthread_mutex_init(&self->meter_lock, NULL);
+  tf_engine_load_now capacity = tf_engine_load_state(engine); /* before the compute thread owns it */
+  tf_llm_meter_init(&self->meter, capacity.sequences_max, capacity.kv_tokens_max);
   self->commands = tf_mailbox_new(2 * jobs_max); /* a request and its cancellation */
   self->events = tf_mailbox_new(self->events_max);
   self->arrivals = calloc(jobs_max, sizeof *self->arrivals);
@@ -218,6 +260,7 @@ void tf_llm_compute_free(tf_llm_compute **self) {
   if (compute->started) pthread_join(compute->thread, NULL);
   tf_mailbox_free(&compute->commands, free_command);
   tf_mailbox_free(&compute->events, free);
+  pthread_mutex_destroy(&compute->meter_lock);
   free(compute->arrivals);
   free(compute);
 }

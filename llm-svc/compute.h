@@ -35,7 +35,12 @@ bool tf_llm_compute_send(tf_llm_compute *self, tf_llm_command **command);
 /* The next event, NULL where there is none; the caller frees. Each request ends in one DONE or FAILED unless cancelled.
  */
 tf_llm_event *tf_llm_compute_take(tf_llm_compute *self);
-int tf_llm_compute_fd(const tf_llm_compute *self); /* readable while events wait */
+/* service_ms[count] and latency_ms[count] at these token counts (llm-svc/meter.h). False: nothing is known yet. Any
+ * thread. */
+bool tf_llm_compute_times(tf_llm_compute *self, const uint32_t *counts, size_t count, float *service_ms,
+                          float *latency_ms);
+uint32_t tf_llm_compute_kv_tokens(const tf_llm_compute *self); /* in the cache now; any thread */
+int tf_llm_compute_fd(const tf_llm_compute *self);             /* readable while events wait */
 void tf_llm_command_free(tf_llm_command **command);
 void tf_llm_event_free(tf_llm_event **event);
 

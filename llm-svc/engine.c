@@ -21,7 +21,6 @@ enum {
   SEQUENCES_DEFAULT = 32,
   WAITING_DEFAULT = 256,
   KV_TOKENS_DEFAULT = 16384,
-  NEW_TOKENS_DEFAULT = 40,
   EVENTS_A_SEQUENCE = 2 /* a step: its last piece and its end */
 };
 
@@ -58,6 +57,7 @@ struct tf_engine {
   size_t *event_texts;     /* each event's text, an offset into texts: that may move while a step goes on */
   size_t event_count;
   tf_buffer texts;
+  tf_llm_step_cost last_step;
 };
 
 /* ---- Loading ---- */
@@ -209,7 +209,8 @@ static tf_code fill_sequence(tf_engine *self, const tf_engine_request *request, 
     return tf_fail(error, TF_ERR_FIELD_INVALID, "the prompt has more than %d bytes", TF_PROMPT_BYTES_MAX);
   tf_code code = tf_chat_prompt(&self->chat, text, request->vision_tokens, &one->prompt, error);
   if (code != TF_OK) return code;
-  uint32_t new_tokens = request->sampling.max_new_tokens > 0 ? request->sampling.max_new_tokens : NEW_TOKENS_DEFAULT;
+  uint32_t new_tokens =
+      request->sampling.max_new_tokens > 0 ? request->sampling.max_new_tokens : TF_ENGINE_NEW_TOKENS_DEFAULT;
   size_t prompt_tokens = one->prompt.tokens.count;
   if (prompt_tokens > self->context_tokens_max || new_tokens > self->context_tokens_max - prompt_tokens)
     return tf_fail(error, TF_ERR_PROMPT_TOO_LONG, "%zu prompt and %u new tokens are more than the context's %u",
@@ -376,6 +377,20 @@ static bool admit(tf_engine *self, sequence *one, int64_t now_us) {
   return tf_kv_reserve(self->kv, one->prompt_tokens + one->new_tokens_max, &one->table);
 }
 
+/* A plan in the meter's terms. Positions attended: each row looks at itself and all before it. */
+static tf_llm_step_cost cost_of(const tf_engine *self, const tf_scheduled *items, size_t count) {
+  tf_llm_step_cost cost = {0};
+  for (size_t i = 0; i < count; i++) {
+    uint64_t rows = items[i].count;
+    if (items[i].first < self->sequences[items[i].id].prompt_tokens)
+      cost.prompt_rows += items[i].count;
+    else
+      cost.decoded++;
+    cost.attended += rows * items[i].first + rows * (rows + 1) / 2;
+  }
+  return cost;
+}
+
 static tf_code run_plan(tf_engine *self, const tf_scheduled *items, size_t count, const float **logits,
                         tf_error *error) {
   int64_t now_us = tf_now_us();
@@ -396,6 +411,7 @@ bool tf_engine_step(tf_engine *self, const tf_engine_event **events, size_t *cou
   *events = self->events;
   *count = 0;
   if (tf_scheduler_plan(self->scheduler, &items, &item_count) == 0) return false;
+  self->last_step = cost_of(self, items, item_count);
   const float *logits = NULL;
   tf_error error;
   tf_code code = run_plan(self, items, item_count, &logits, &error);
@@ -415,9 +431,14 @@ bool tf_engine_step(tf_engine *self, const tf_engine_event **events, size_t *cou
   return true;
 }
 
+tf_llm_step_cost tf_engine_last_step(const tf_engine *self) {
+  return self->last_step;
+}
+
 tf_engine_load_now tf_engine_load_state(const tf_engine *self) {
   return (tf_engine_load_now){.running = tf_scheduler_running(self->scheduler),
                               .waiting = tf_scheduler_waiting(self->scheduler),
                               .kv_tokens_used = tf_scheduler_blocks_used(self->scheduler) * TF_KV_BLOCK_TOKENS,
-                              .kv_tokens_max = tf_kv_blocks(self->kv) * TF_KV_BLOCK_TOKENS};
+                              .kv_tokens_max = tf_kv_blocks(self->kv) * TF_KV_BLOCK_TOKENS,
+                              .sequences_max = self->config.sequences_max};
 }

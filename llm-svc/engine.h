@@ -7,11 +7,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "llm-svc/meter.h"
 #include "proto/wire.h"
 #include "tensor/model_dir.h"
 #include "tensor/parallel.h"
 
 typedef struct tf_engine tf_engine;
+
+enum { TF_ENGINE_NEW_TOKENS_DEFAULT = 40 };
 
 /* 0 takes the default. */
 typedef struct tf_engine_config {
@@ -58,8 +61,10 @@ typedef struct tf_engine_event {
 /* Runs one step of the batch; false where there was nothing to do. *events points at *count events, until the next
  * call. */
 bool tf_engine_step(tf_engine *self, const tf_engine_event **events, size_t *count);
+/* What the last step was made of (llm-svc/meter.h); all zero before the first. */
+tf_llm_step_cost tf_engine_last_step(const tf_engine *self);
 typedef struct tf_engine_load_now {
-  uint32_t running, waiting, kv_tokens_used, kv_tokens_max;
+  uint32_t running, waiting, kv_tokens_used, kv_tokens_max, sequences_max;
 } tf_engine_load_now;
 tf_engine_load_now tf_engine_load_state(const tf_engine *self);
 

@@ -42,6 +42,7 @@ struct tf_llm_service {
   size_t job_count, job_limit;
   uint64_t next_handle;
   uint32_t context_tokens_max; /* of one sequence, within the cache */
+  uint32_t batch_max;          /* sequences that run at once */
   XXH128_hash_t recent[RECENT_MAX];
   size_t recent_at;
   int timer;
@@ -424,6 +425,21 @@ static tf_code bind_tensors(tf_llm_service *self, tf_error *error) {
   return code == TF_OK ? TF_OK : tf_fail(error, code, "the reactor is full");
 }
 
+/* For a PONG. */
+static void measure(void *context, tf_pong *pong) {
+  tf_llm_service *self = context;
+  const tf_model_dir *model = self->config.model;
+  uint32_t count = model->token_count_count;
+  if (tf_llm_compute_times(self->compute, model->token_counts, count, pong->service.ms, pong->latency.ms))
+    pong->service.count = pong->latency.count = count;
+  pong->kv_tokens = tf_llm_compute_kv_tokens(self->compute);
+  pong->batch_max = self->batch_max;
+}
+
+static void on_drain(void *context) {
+  tf_llm_service_drain(context);
+}
+
 static tf_code start_peers(tf_llm_service *self, tf_error *error) {
   const tf_model_dir *model = self->config.model;
   tf_peers_config config = {.hello = {.role = TF_ROLE_LLM,
@@ -438,6 +454,8 @@ static tf_code start_peers(tf_llm_service *self, tf_error *error) {
                             .kv_tokens_max = self->config.kv_tokens_max,
                             .peer_timeout_ms = self->config.peer_timeout_ms,
                             .on_message = on_router_message,
+                            .measure = measure,
+                            .on_drain = on_drain,
                             .context = self,
                             .metrics = self->config.metrics};
   memcpy(config.hello.token_counts, model->token_counts, sizeof config.hello.token_counts);
@@ -477,8 +495,9 @@ tf_code tf_llm_service_new(const tf_llm_service_config *config, tf_llm_service *
   self->job_limit = tf_llm_service_jobs_limit(config->jobs_max);
   self->jobs = calloc(self->job_limit, sizeof *self->jobs);
   self->context_tokens_max = tf_engine_context_tokens_max(config->engine);
-  uint32_t cache = tf_engine_load_state(config->engine).kv_tokens_max; /* before the compute thread owns the engine */
-  if (self->context_tokens_max > cache) self->context_tokens_max = cache;
+  tf_engine_load_now capacity = tf_engine_load_state(config->engine); /* before the compute thread owns the engine */
+  self->batch_max = capacity.sequences_max;
+  if (self->context_tokens_max > capacity.kv_tokens_max) self->context_tokens_max = capacity.kv_tokens_max;
   make_metrics(self);
   tf_code code = self->jobs != NULL ? TF_OK : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the service");
   if (code == TF_OK) code = bind_tensors(self, error);

@@ -1,5 +1,5 @@
 /* The worker's side of the router connections: liveness, shares of the window, results that wait for a router.
- * In: HELLO, PING, JOB, CANCEL from routers; messages of the service. Out: HELLO, PONG, WINDOW; JOB and CANCEL handed
+ * In: HELLO, PING, JOB, CANCEL, DRAIN from routers; messages of the service. Out: HELLO, PONG, WINDOW; the rest handed
  * on. Each DEALER has ZMQ_IMMEDIATE, so that nothing queues up for a router that is not there: a failed send is known
  * at once. */
 #include "proto/peers.h"
@@ -279,10 +279,27 @@ static void on_hello(peer *self, const tf_hello *hello, int64_t now_ms) {
 
 static void on_ping(peer *self, const tf_ping *ping, int64_t now_ms) {
   self->demand = ping->demand_jobs;
-  tf_message message = {.type = TF_MESSAGE_PONG, .u.pong.sequence = ping->sequence};
+  const tf_peers_config *config = &self->owner->config;
+  tf_message message = {.type = TF_MESSAGE_PONG};
+  config->measure(config->context, &message.u.pong);
+  message.u.pong.sequence = ping->sequence;
+  message.u.pong.jobs_max = config->jobs_max;
+  message.u.pong.kv_tokens_max = config->kv_tokens_max;
+  for (size_t i = 0; i < self->owner->count; i++) message.u.pong.jobs += self->owner->items[i].outstanding;
   tf_error error;
   (void)tf_wire_send(self->socket, NULL, 0, &message, NULL, &error); /* the next PING asks again */
   update_windows(self->owner, now_ms);
+}
+
+static void on_drain(peer *self, const tf_drain *drain) {
+  tf_peers *owner = self->owner;
+  if (strcmp(drain->instance, owner->config.hello.instance) != 0) {
+    tf_metric_add(owner->protocol_errors, 1);
+    return;
+  }
+  if (owner->draining) return; /* every router says it */
+  tf_log_info("drain_asked", TF_STR("router", self->instance));
+  owner->config.on_drain(owner->config.context);
 }
 
 static void dispatch(peer *self, tf_message **message) {
@@ -306,6 +323,9 @@ static void dispatch(peer *self, tf_message **message) {
     on_ping(self, &(*message)->u.ping, now_ms);
     break;
   case TF_MESSAGE_PONG:
+    break;
+  case TF_MESSAGE_DRAIN:
+    on_drain(self, &(*message)->u.drain);
     break;
   case TF_MESSAGE_JOB:
   case TF_MESSAGE_CANCEL:

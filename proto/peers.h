@@ -1,6 +1,6 @@
 /* The worker's side of the router connections, the same for encoder and LLM: one DEALER for each router.
- * In: endpoints, a HELLO, the number of job slots. Out: HELLO, PONG and WINDOW messages; JOB and CANCEL to a callback.
- * Everything runs on the reactor's thread. Nothing here waits; every queue has a bound. */
+ * In: endpoints, a HELLO, the number of job slots. Out: HELLO, PONG and WINDOW messages; JOB, CANCEL, DRAIN to
+ * callbacks. Everything runs on the reactor's thread. Nothing here waits; every queue has a bound. */
 #ifndef TF_PROTO_PEERS_H
 #define TF_PROTO_PEERS_H
 
@@ -29,6 +29,9 @@ typedef struct tf_peers_config {
   int64_t peer_timeout_ms; /* silence after which a router counts as gone */
   /* Gets every JOB and CANCEL. To keep the message take it and set *message = NULL; free with tf_peers_message_free. */
   void (*on_message)(void *context, tf_message **message);
+  /* Asks for a PONG: times (parallel to hello.token_counts), batch_max and, of an LLM, kv_tokens; all zero before. */
+  void (*measure)(void *context, tf_pong *pong);
+  void (*on_drain)(void *context); /* a router says: finish and exit. At most once, and never while draining */
   void *context;
   tf_metrics *metrics; /* borrowed */
 } tf_peers_config;

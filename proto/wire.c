@@ -40,6 +40,7 @@ typedef enum field_kind {
   KIND_MS,      /* float, finite, not negative; sent as 0 where two clocks disagreed */
   KIND_REAL,    /* float, 0 .. maximum */
   KIND_COUNTS,  /* the repeated token counts of HELLO */
+  KIND_TIMES,   /* repeated floats, each finite, not negative, at most maximum; mended when sent */
   KIND_MESSAGE, /* absent: all zero */
   KIND_REQUIRED /* a message that must be there */
 } field_kind;
@@ -77,11 +78,14 @@ typedef struct outgoing {
     Tokenflex__Delta delta;
     Tokenflex__Result result;
     Tokenflex__Failure failure;
+    Tokenflex__Drain drain;
   } body;
   Tokenflex__JobKey key;
   Tokenflex__Sampling sampling;
   Tokenflex__Timing timing;
   uint32_t counts[TF_HELLO_COUNTS_MAX];
+  tf_times times[2]; /* no message has three KIND_TIMES fields */
+  size_t times_used;
   char text[TEXT_BYTES_MAX + 1]; /* no message has two KIND_TEXT fields */
 } outgoing;
 
@@ -180,8 +184,16 @@ static const field ping_fields[] = {
 };
 LAYOUT(ping, ping, body);
 
-static const field pong_fields[] = {FIELD(1, UINT64, tf_pong, sequence, UINT64_MAX)};
+static const field pong_fields[] = {
+    FIELD(1, UINT64, tf_pong, sequence, UINT64_MAX),      FIELD(2, TIMES, tf_pong, service, TF_TIMES_MS_MAX),
+    FIELD(3, TIMES, tf_pong, latency, TF_TIMES_MS_MAX),   FIELD(4, UINT32, tf_pong, jobs, UINT32_MAX),
+    FIELD(5, UINT32, tf_pong, jobs_max, UINT32_MAX),      FIELD(6, UINT32, tf_pong, kv_tokens, UINT32_MAX),
+    FIELD(7, UINT32, tf_pong, kv_tokens_max, UINT32_MAX), FIELD(8, UINT32, tf_pong, batch_max, UINT32_MAX),
+};
 LAYOUT(pong, pong, body);
+
+static const field drain_fields[] = {FIELD(1, NAME, tf_drain, instance, TF_INSTANCE_BYTES_MAX)};
+LAYOUT(drain, drain, body);
 
 static const field tensor_fields[] = {
     NESTED(1, REQUIRED, tf_tensor_header, key, key_layout),
@@ -259,6 +271,7 @@ static const layout *layout_of(unsigned type) {
       [TF_MESSAGE_DELTA] = &delta_layout,
       [TF_MESSAGE_RESULT] = &result_layout,
       [TF_MESSAGE_FAILURE] = &failure_layout,
+      [TF_MESSAGE_DRAIN] = &drain_layout,
   };
   return type < sizeof layouts / sizeof layouts[0] ? layouts[type] : NULL;
 }
@@ -286,6 +299,13 @@ static const char *fault_of_counts(const field *one, const tf_hello *hello) {
   return NULL;
 }
 
+static const char *fault_of_times(const field *one, const tf_times *times, bool sending) {
+  if (times->count > TF_HELLO_COUNTS_MAX) return "has too many values";
+  for (uint32_t i = 0; !sending && i < times->count; i++)
+    if (!(times->ms[i] >= 0 && times->ms[i] <= (float)one->maximum)) return "is out of range"; /* NaN too */
+  return NULL;
+}
+
 /* What is wrong with one field of a plain struct, or NULL. */
 static const char *fault_of(const field *one, const void *plain, bool sending) {
   const void *at = (const char *)plain + one->offset;
@@ -297,6 +317,8 @@ static const char *fault_of(const field *one, const void *plain, bool sending) {
     return fault_of_string(one, *(const char *const *)at, sending);
   case KIND_COUNTS:
     return fault_of_counts(one, plain);
+  case KIND_TIMES:
+    return fault_of_times(one, at, sending);
   case KIND_UINT32:
     ok = *(const uint32_t *)at <= one->maximum;
     break;
@@ -360,6 +382,18 @@ static char *repair(const char *text, char *out, size_t bytes_max) {
   return out;
 }
 
+/* Times on their way out: a clock that went wrong must not silence a worker. */
+static void export_times(const field *one, const tf_times *from, float **values, size_t *count, outgoing *out) {
+  assert(out->times_used < sizeof out->times / sizeof *out->times);
+  tf_times *mended = &out->times[out->times_used++];
+  for (uint32_t i = 0; i < from->count; i++) {
+    float ms = isfinite(from->ms[i]) && from->ms[i] > 0 ? from->ms[i] : 0;
+    mended->ms[i] = ms < (float)one->maximum ? ms : (float)one->maximum;
+  }
+  *values = mended->ms;
+  *count = from->count;
+}
+
 static ProtobufCMessage *export_message(const layout *of, const void *plain, outgoing *out);
 
 static void export_field(const field *one, const ProtobufCFieldDescriptor *as, const void *plain, char *generated,
@@ -401,6 +435,9 @@ static void export_field(const field *one, const ProtobufCFieldDescriptor *as, c
     *(uint32_t **)to = out->counts;
     *(size_t *)(generated + as->quantifier_offset) = ((const tf_hello *)plain)->token_count_count;
     break;
+  case KIND_TIMES:
+    export_times(one, from, (float **)to, (size_t *)(generated + as->quantifier_offset), out);
+    break;
   case KIND_MESSAGE:
   case KIND_REQUIRED:
     *(ProtobufCMessage **)to = export_message(one->layout, from, out);
@@ -424,6 +461,7 @@ static tf_code prepare(const tf_message *message, outgoing *out, size_t *size, t
   tf_code code = check(body, &message->u, true, error);
   if (code != TF_OK) return code;
   tokenflex__envelope__init(&out->envelope);
+  out->times_used = 0;
   out->envelope.protocol = TF_PROTOCOL_VERSION;
   out->envelope.body_case = (Tokenflex__Envelope__BodyCase)message->type;
   /* Every member of the union is a pointer to a message. */
@@ -562,6 +600,14 @@ static const char *import_field(const field *one, const ProtobufCFieldDescriptor
     if (count > TF_HELLO_COUNTS_MAX) return "too many values";
     if (count > 0) memcpy(to, *(uint32_t *const *)from, count * sizeof(uint32_t));
     ((tf_hello *)plain)->token_count_count = (uint32_t)count;
+    break;
+  }
+  case KIND_TIMES: {
+    size_t count = *(const size_t *)(generated + as->quantifier_offset);
+    if (count > TF_HELLO_COUNTS_MAX) return "too many values";
+    tf_times *times = to;
+    if (count > 0) memcpy(times->ms, *(float *const *)from, count * sizeof(float));
+    times->count = (uint32_t)count;
     break;
   }
   case KIND_MESSAGE:

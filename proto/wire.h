@@ -29,7 +29,8 @@ enum {
   TF_TENSOR_BYTES_MAX = 64 * 1024 * 1024, /* one TENSOR payload */
   TF_VISION_TOKENS_MAX = 4096,
   TF_NEW_TOKENS_MAX = 4096,
-  TF_HELLO_COUNTS_MAX = 16
+  TF_HELLO_COUNTS_MAX = 16,
+  TF_TIMES_MS_MAX = 3600000 /* of one job at one worker */
 };
 
 typedef enum tf_message_type { /* numbers of Envelope.body */
@@ -45,7 +46,8 @@ typedef enum tf_message_type { /* numbers of Envelope.body */
                                TF_MESSAGE_TENSOR_REFUSED,
                                TF_MESSAGE_DELTA,
                                TF_MESSAGE_RESULT,
-                               TF_MESSAGE_FAILURE
+                               TF_MESSAGE_FAILURE,
+                               TF_MESSAGE_DRAIN
 } tf_message_type;
 
 typedef enum tf_role { TF_ROLE_ROUTER = 1, TF_ROLE_ENCODER, TF_ROLE_LLM } tf_role;
@@ -106,9 +108,19 @@ typedef struct tf_ping {
   uint64_t sequence;
   uint32_t demand_jobs;
 } tf_ping;
+/* Milliseconds, parallel to the token counts of the worker's HELLO; count 0: not measured yet. */
+typedef struct tf_times {
+  uint32_t count;
+  float ms[TF_HELLO_COUNTS_MAX];
+} tf_times;
 typedef struct tf_pong {
   uint64_t sequence;
+  tf_times service, latency;
+  uint32_t jobs, jobs_max, kv_tokens, kv_tokens_max, batch_max;
 } tf_pong;
+typedef struct tf_drain {
+  const char *instance; /* the worker meant */
+} tf_drain;
 typedef struct tf_tensor_header {
   tf_job_key key;
   const char *llm_instance, *encoder_instance;
@@ -165,6 +177,7 @@ typedef struct tf_message {
     tf_delta delta;
     tf_result result;
     tf_failure failure;
+    tf_drain drain;
   } u;
   /* Received messages only. */
   zmq_msg_t payload; /* second frame of JOB and TENSOR; size 0 where there is none */
@@ -177,7 +190,7 @@ typedef struct tf_message {
 /* Bytes of the header frame, for tests and fuzzing. *out is malloc'ed, the caller frees.
  * Sending checks the same bounds as receiving (key.entry and hello.instance must not be empty), with two exceptions, so
  * that a report can not itself fail: error messages and warnings are cut and their malformed UTF-8 replaced, and
- * timings that are negative or not finite are sent as 0. */
+ * timings that are negative or not finite are sent as 0, too long ones as an hour (TF_TIMES_MS_MAX). */
 tf_code tf_wire_encode(const tf_message *message, uint8_t **out, size_t *size, tf_error *error);
 /* Checks and unpacks one header frame into *out (tf_message_clear frees, also after an error). */
 tf_code tf_wire_decode(const uint8_t *data, size_t size, tf_message *out, tf_error *error);

@@ -26,7 +26,6 @@ typedef struct assignment {
 
 struct tf_dispatch {
   tf_dispatch_parts parts;
-  tf_policy_state policy;
   size_t turn;
   size_t suspects_waiting; /* pending after the last round of placement */
   size_t stage_count;      /* stage changes that wait for the flush */
@@ -207,6 +206,9 @@ static void assign(tf_dispatch *self, assignment **batch) {
   tf_arguments_clear(&self->arguments);
   tf_arguments_add(&self->arguments, self->parts.instance);
   tf_arguments_add_int(&self->arguments, self->parts.config->lease_ms);
+  char load[TF_LOAD_TEXT_BYTES_MAX];
+  tf_load_text(self->parts.load, load); /* nothing was read between the choices and here */
+  tf_arguments_add(&self->arguments, load);
   for (size_t i = 0; i < sent->count; i++) {
     tf_router_job *job = tf_jobs_find_serial(self->parts.jobs, sent->jobs[i].entry, sent->jobs[i].serial);
     add_assignment(self, job);
@@ -242,22 +244,14 @@ uint32_t tf_dispatch_room(tf_dispatch *self) {
   return room > pending ? room - (uint32_t)pending : 0;
 }
 
-void tf_dispatch_observe(tf_dispatch *self, tf_policy_load *load) {
-  const tf_slot *slots;
-  const uint64_t *ignored;
-  size_t count = tf_workers_slots(self->parts.workers, TF_ROLE_ENCODER, &slots, &ignored);
-  load->encode_capacity = load->decode_capacity = 0;
-  for (size_t i = 0; i < count; i++) load->encode_capacity += slots[i].usable ? slots[i].jobs_max : 0;
-  count = tf_workers_slots(self->parts.workers, TF_ROLE_LLM, &slots, &ignored);
-  for (size_t i = 0; i < count; i++) load->decode_capacity += slots[i].usable ? slots[i].jobs_max : 0;
-  const tf_worker *main_pair = tf_workers_main_pair(self->parts.workers);
-  load->counts_offered = main_pair ? main_pair->token_count_count : 0;
-  tf_policy_config config = {.target_wait_ms = self->parts.config->target_wait_ms};
-  tf_policy_observe(&self->policy, &config, load);
+/* INT64_MAX: the job has no deadline. */
+static int64_t deadline_left_ms(const tf_dispatch *self, const tf_router_job *job) {
+  if (!job->deadline_ms) return INT64_MAX;
+  return job->entry_ms + job->deadline_ms - tf_redis_clock_us(self->parts.clock) / 1000;
 }
 
 static bool past_deadline(const tf_dispatch *self, const tf_router_job *job) {
-  return job->deadline_ms && tf_redis_clock_us(self->parts.clock) / 1000 >= job->entry_ms + job->deadline_ms;
+  return deadline_left_ms(self, job) <= 0;
 }
 
 /* Chooses the pair. False: no room now. */
@@ -282,28 +276,40 @@ static bool choose_workers(tf_dispatch *self, tf_router_job *job, uint64_t pairs
   return now;
 }
 
-/* Chooses N for the pair of `llm`, and takes both workers' slots. False: the pair has no N for this job. */
-static bool take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encoder, uint64_t llm) {
+typedef enum placed { PLACED, NO_ROOM, ENDED } placed;
+
+/* Ends a job that can't make its deadline any more, before anybody works on it. */
+static placed end_too_late(tf_dispatch *self, tf_router_job *job) {
+  char text[96];
+  snprintf(text, sizeof text, "%lld ms are left, too few even for the smallest count of tokens",
+           (long long)deadline_left_ms(self, job));
+  fail(self, job, TF_FAIL_REFUSE, TF_ERR_DEADLINE, text);
+  return ENDED;
+}
+
+/* Chooses N for the pair of `llm`, and takes both workers' slots. NO_ROOM: the pair has no N for this job. */
+static placed take_workers(tf_dispatch *self, tf_router_job *job, uint64_t encoder, uint64_t llm) {
   const tf_worker *worker = tf_workers_find(self->parts.workers, llm);
   tf_policy_job terms = {.minimum = job->vision_tokens_min,
                          .maximum = job->vision_tokens_max,
                          .previous = job->vision_tokens,
-                         .previous_reason = job->reason};
+                         .previous_reason = job->reason,
+                         .deadline_left_ms = deadline_left_ms(self, job)};
   terms.count_count = tf_workers_pair_counts(self->parts.workers, worker->pair, &terms.counts);
-  tf_policy_choice choice = tf_policy_choose(&self->policy, &terms);
-  if (choice.vision_tokens == 0) return false;
+  tf_policy_choice choice = tf_load_choose(self->parts.load, job->pace, &terms);
+  if (choice.too_late) return end_too_late(self, job);
+  if (choice.vision_tokens == 0) return NO_ROOM;
   job->vision_tokens = choice.vision_tokens;
   job->reason = choice.reason;
   job->encoder = encoder;
   job->llm = llm;
+  tf_load_text(self->parts.load, job->load);
   job->kv_tokens = choice.vision_tokens + (uint32_t)(job->prompt ? strlen(job->prompt) : 0) + TF_KV_TOKENS_BESIDE +
                    job->sampling.max_new_tokens;
   tf_workers_reserve(self->parts.workers, encoder, 0);
   tf_workers_reserve(self->parts.workers, llm, job->kv_tokens);
-  return true;
+  return PLACED;
 }
-
-typedef enum placed { PLACED, NO_ROOM, ENDED } placed;
 
 static placed place_one(tf_dispatch *self, tf_router_job *job) {
   if (past_deadline(self, job)) {
@@ -327,7 +333,7 @@ static placed place_one(tf_dispatch *self, tf_router_job *job) {
   }
   uint64_t encoder, llm;
   if (!choose_workers(self, job, pairs, &encoder, &llm)) return NO_ROOM;
-  return take_workers(self, job, encoder, llm) ? PLACED : NO_ROOM;
+  return take_workers(self, job, encoder, llm);
 }
 
 void tf_dispatch_place(tf_dispatch *self) {

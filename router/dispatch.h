@@ -4,6 +4,7 @@
 #ifndef TF_ROUTER_DISPATCH_H
 #define TF_ROUTER_DISPATCH_H
 
+#include "router/load.h"
 #include "router/results.h"
 #include "router/workers.h"
 
@@ -15,6 +16,7 @@ typedef struct tf_dispatch_parts { /* all borrowed */
   tf_jobs *jobs;
   tf_workers *workers;
   tf_results *results;
+  tf_load *load;
   const tf_router_config *config;
   const tf_redis_clock *clock;
   tf_router_stats *stats;
@@ -28,8 +30,6 @@ void tf_dispatch_free(tf_dispatch **self);
 
 /* Jobs that the workers have room for and that are not claimed yet. */
 uint32_t tf_dispatch_room(tf_dispatch *self);
-/* A new reading of the load, for the policy. */
-void tf_dispatch_observe(tf_dispatch *self, tf_policy_load *load);
 /* Gives pending jobs to workers while there is room. */
 void tf_dispatch_place(tf_dispatch *self);
 /* STAGE, RESULT, FAILURE of a known worker (NULL: of a peer without HELLO; only its results count). */

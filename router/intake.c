@@ -9,7 +9,7 @@
 
 #include "common/log.h"
 
-enum { POLL_MS_MIN = 5, POLL_MS_MAX = 20, LOAD_ONLY_MS = 100, NUMBERS = 8, CLAIMED_ELEMENTS = 7 };
+enum { POLL_MS_MIN = 5, POLL_MS_MAX = 20, LOAD_ONLY_MS = 100, NUMBERS = 10, ANSWER_ELEMENTS = 5, CLAIMED_ELEMENTS = 7 };
 
 struct tf_intake {
   tf_intake_parts parts;
@@ -17,6 +17,7 @@ struct tf_intake {
   int64_t poll_ms;
   long long turn; /* whose turn it is between the lanes */
   bool in_flight, stopped, results_full;
+  bool asked_state; /* the claim in flight brings the shared policy state */
   uint32_t asked;
   int64_t asked_ms; /* when the last claim was made */
   int64_t waiting;
@@ -124,21 +125,45 @@ static void take(tf_intake *self, const redisReply *claimed) {
 
 /* --- Claims --- */
 
-/* numbers: XLEN 0, XLEN 1, live leases encode, decode, XLEN results, retries, ended, turn. */
-static void take_load(tf_intake *self, int64_t now_us, const redisReply *numbers) {
+/* One paced run among the claimed jobs: {name, remaining, finish_ms}. */
+static void take_pace(tf_intake *self, const redisReply *pace) {
+  if (pace->type != REDIS_REPLY_ARRAY || pace->elements != 3) return;
+  int64_t numbers[2];
+  bool known = true;
+  for (int i = 0; i < 2; i++) {
+    const redisReply *text = pace->element[1 + i];
+    char *end = NULL;
+    numbers[i] = text->type == REDIS_REPLY_STRING ? strtoll(text->str, &end, 10) : 0;
+    known = known && end && end != text->str && *end == 0 && numbers[i] >= 0;
+  }
+  tf_bytes name = bytes_of(pace->element[0]);
+  tf_load_pace(self->parts.load, name.data, name.size, known, numbers[0], numbers[1]);
+}
+
+/* numbers: XLEN 0, XLEN 1, live leases encode, decode, XLEN results, retries, ended as duplicates, as dead letters,
+ * turn, arrived. state: the shared policy state. */
+static void take_load(tf_intake *self, int64_t now_us, const redisReply *numbers, const redisReply *state) {
   long long n[NUMBERS];
   for (size_t i = 0; i < NUMBERS; i++) n[i] = numbers->element[i]->integer;
-  tf_policy_load load = {.unfinished = n[0] + n[1], .in_encode = n[2], .in_decode = n[3], .now_ms = now_us / 1000};
-  load.waiting = load.unfinished - load.in_encode - load.in_decode;
-  if (load.waiting < 0) load.waiting = 0;
-  self->waiting = load.waiting;
-  self->turn = n[7];
-  tf_dispatch_observe(self->parts.dispatch, &load);
+  bool has_state = self->asked_state && state->type == REDIS_REPLY_STRING;
+  tf_load_reading reading = {.now_ms = now_us / 1000,
+                             .unfinished = n[0] + n[1],
+                             .in_encode = n[2],
+                             .in_decode = n[3],
+                             .arrived = n[9],
+                             .state = has_state ? state->str : NULL,
+                             .state_size = has_state ? state->len : 0};
+  tf_load_take(self->parts.load, &reading);
+  const tf_policy_load *load = tf_load_now(self->parts.load);
+  self->waiting = load->waiting;
+  self->turn = n[8];
   tf_router_stats *stats = self->parts.stats;
-  tf_metric_set(stats->unfinished, (double)load.unfinished);
-  tf_metric_set(stats->waiting, (double)load.waiting);
-  tf_metric_set(stats->in_encode, (double)load.in_encode);
-  tf_metric_set(stats->in_decode, (double)load.in_decode);
+  tf_metric_add(stats->outcomes[TF_OUTCOME_DUPLICATE], (double)n[6]);
+  tf_metric_add(stats->outcomes[TF_OUTCOME_DEAD], (double)n[7]);
+  tf_metric_set(stats->unfinished, (double)load->unfinished);
+  tf_metric_set(stats->waiting, (double)load->waiting);
+  tf_metric_set(stats->in_encode, (double)load->in_encode);
+  tf_metric_set(stats->in_decode, (double)load->in_decode);
   tf_metric_set(stats->results_length, (double)n[4]);
   bool full = n[4] >= self->parts.config->results_max;
   if (full && !self->results_full)
@@ -152,12 +177,13 @@ static void on_claimed(void *context, const redisReply *reply) {
   tf_intake *self = context;
   self->in_flight = false;
   size_t taken = 0;
-  bool understood = reply && reply->type == REDIS_REPLY_ARRAY && reply->elements == 3 &&
+  bool understood = reply && reply->type == REDIS_REPLY_ARRAY && reply->elements == ANSWER_ELEMENTS &&
                     reply->element[1]->type == REDIS_REPLY_ARRAY && reply->element[1]->elements == NUMBERS &&
-                    reply->element[2]->type == REDIS_REPLY_ARRAY;
+                    reply->element[2]->type == REDIS_REPLY_ARRAY && reply->element[4]->type == REDIS_REPLY_ARRAY;
   if (understood) {
     tf_redis_clock_set(self->parts.clock, reply->element[0]->integer);
-    take_load(self, reply->element[0]->integer, reply->element[1]);
+    take_load(self, reply->element[0]->integer, reply->element[1], reply->element[3]);
+    for (size_t i = 0; i < reply->element[4]->elements; i++) take_pace(self, reply->element[4]->element[i]);
     taken = reply->element[2]->elements;
     for (size_t i = 0; i < taken; i++) take(self, reply->element[2]->element[i]);
     tf_metric_add(self->parts.stats->claimed, (double)taken);
@@ -185,6 +211,8 @@ static bool claim(tf_intake *self, uint32_t count) {
   tf_arguments_add_int(arguments, config->dedupe_window_s * 1000);
   tf_arguments_add_int(arguments, TF_TAKEOVERS_MAX);
   tf_arguments_add_int(arguments, TF_CLAIM_ENDED_MAX);
+  self->asked_state = tf_load_wants_state(self->parts.load);
+  tf_arguments_add(arguments, self->asked_state ? "1" : "0");
   self->asked = count;
   tf_metric_add(self->parts.stats->claims, 1);
   return tf_scripts_call(self->parts.scripts, TF_SCRIPT_CLAIM, arguments, on_claimed, self);

@@ -22,6 +22,7 @@ typedef struct tf_intake_parts { /* all borrowed */
   tf_jobs *jobs;
   tf_dispatch *dispatch;
   tf_results *results;
+  tf_load *load;
   const tf_router_config *config;
   tf_redis_clock *clock; /* set by every answer */
   tf_router_stats *stats;

@@ -100,15 +100,22 @@ static tf_code read_prompt(tf_bytes value, tf_job_fields *out, tf_error *error) 
 static tf_code read_trace(tf_bytes value, tf_job_fields *out, tf_error *error) {
   return read_text("trace", value, TF_TRACE_BYTES_MAX, true, TF_ERR_FIELD_INVALID, &out->trace, error);
 }
-static tf_code read_reply(tf_bytes value, tf_job_fields *out, tf_error *error) {
+/* A name that becomes part of a key. */
+static tf_code read_name(const char *field, tf_bytes value, tf_bytes *out, tf_error *error) {
   static const char accepted[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-";
   bool good = value.size > 0 && value.size <= TF_REPLY_NAME_BYTES_MAX;
   for (size_t i = 0; good && i < value.size; i++) good = value.data[i] && strchr(accepted, value.data[i]);
   if (!good)
-    return tf_fail(error, TF_ERR_FIELD_INVALID, "reply must be 1 to %d of A-Z a-z 0-9 . _ : -",
+    return tf_fail(error, TF_ERR_FIELD_INVALID, "%s must be 1 to %d of A-Z a-z 0-9 . _ : -", field,
                    TF_REPLY_NAME_BYTES_MAX);
-  out->reply = value;
+  *out = value;
   return TF_OK;
+}
+static tf_code read_reply(tf_bytes value, tf_job_fields *out, tf_error *error) {
+  return read_name("reply", value, &out->reply, error);
+}
+static tf_code read_pace(tf_bytes value, tf_job_fields *out, tf_error *error) {
+  return read_name("pace", value, &out->pace, error);
 }
 static tf_code read_min(tf_bytes value, tf_job_fields *out, tf_error *error) {
   return read_uint32("min_vision_tokens", value, 1, TF_VISION_TOKENS_MAX, &out->vision_tokens_min, error);
@@ -155,6 +162,7 @@ static const struct {
     {"seed", read_seed},
     {"deadline_ms", read_deadline},
     {"reply", read_reply},
+    {"pace", read_pace},
     {"trace", read_trace},
 };
 enum { READER_COUNT = sizeof readers / sizeof *readers };

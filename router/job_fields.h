@@ -32,7 +32,7 @@ typedef struct tf_job_field {
 typedef struct tf_job_fields {
   tf_bytes id;                                   /* size 0: absent, the entry's own id serves */
   tf_bytes image, uri;                           /* exactly one has size > 0 */
-  tf_bytes prompt, reply, trace;                 /* size 0: absent */
+  tf_bytes prompt, reply, trace, pace;           /* size 0: absent */
   uint32_t vision_tokens_min, vision_tokens_max; /* 0: no limit */
   tf_sampling sampling;
   int64_t deadline_ms; /* from the entry's time; 0: none */

@@ -88,7 +88,8 @@ static void free_terms(tf_jobs *self, tf_router_job *job) {
   free(job->prompt);
   free(job->reply);
   free(job->trace);
-  job->image = job->uri = job->prompt = job->reply = job->trace = NULL;
+  free(job->pace);
+  job->image = job->uri = job->prompt = job->reply = job->trace = job->pace = NULL;
   job->image_size = 0;
 }
 
@@ -166,7 +167,7 @@ static bool copy(tf_bytes from, char **to) {
 tf_code tf_jobs_fill(tf_jobs *self, tf_router_job *job, const tf_job_fields *fields) {
   free_terms(self, job);
   if (!copy(fields->uri, &job->uri) || !copy(fields->prompt, &job->prompt) || !copy(fields->reply, &job->reply) ||
-      !copy(fields->trace, &job->trace) || !copy(fields->image, &job->image))
+      !copy(fields->trace, &job->trace) || !copy(fields->pace, &job->pace) || !copy(fields->image, &job->image))
     return TF_ERR_OUT_OF_MEMORY;
   job->image_size = fields->image.size;
   self->image_bytes += job->image_size;

@@ -4,10 +4,10 @@
 #ifndef TF_ROUTER_JOBS_H
 #define TF_ROUTER_JOBS_H
 
+#include "policy/policy.h"
 #include "router/job_fields.h"
-#include "router/policy.h"
 
-enum { TF_JOBS_MAX = 65536, TF_REQUESTED_BYTES_MAX = 16 };
+enum { TF_JOBS_MAX = 65536, TF_REQUESTED_BYTES_MAX = 16, TF_JOB_LOAD_BYTES_MAX = 160 };
 
 typedef enum tf_job_state {
   TF_JOB_PENDING,   /* claimed, no worker yet */
@@ -46,7 +46,7 @@ typedef struct tf_router_job {
   char id[TF_ID_BYTES_MAX + 1];
   int64_t entry_ms; /* the entry's own time (Redis) */
   /* The job's terms. Strings are owned; NULL: absent. */
-  char *uri, *prompt, *reply, *trace;
+  char *uri, *prompt, *reply, *trace, *pace;
   char *image; /* taken away when the job is sent */
   size_t image_size;
   uint32_t vision_tokens_min, vision_tokens_max;
@@ -58,6 +58,7 @@ typedef struct tf_router_job {
   uint32_t attempt, failures;
   uint32_t vision_tokens; /* of this attempt, or the attempt before while it is pending; 0: none yet */
   tf_reason reason;
+  char load[TF_JOB_LOAD_BYTES_MAX]; /* that decided, as JSON; "": not assigned by this router */
   bool suspect;
   uint64_t encoder, llm;           /* workers' serials; 0: none. encoder is 0 again from decode on */
   uint32_t kv_tokens;              /* counted against the LLM */

@@ -12,7 +12,7 @@
 
 #include "common/log.h"
 
-enum { TICK_MS = 50, RETRY_MS_MIN = 100, RETRY_MS_MAX = 3000 };
+enum { TICK_MS = 50, RETRY_MS_MIN = 100, RETRY_MS_MAX = 3000, HASH_FIELDS = 6 };
 
 struct tf_results {
   tf_results_parts parts;
@@ -102,6 +102,8 @@ char *tf_result_json(const tf_router_job *job, const tf_settlement *settlement, 
   json_object_set_new(tokens, "assigned", json_integer(settlement->vision_tokens));
   json_object_set_new(tokens, "reason", json_string(tf_reason_name(job->reason)));
   json_object_set_new(root, "vision_tokens", tokens);
+  json_t *load = job->load[0] ? json_loads(job->load, 0, NULL) : NULL;
+  json_object_set_new(root, "load", load ? load : json_null());
   json_object_set_new(usage, "prompt_tokens", json_integer(settlement->prompt_tokens));
   json_object_set_new(usage, "completion_tokens", json_integer(settlement->completion_tokens));
   json_object_set_new(usage, "finish_reason",
@@ -260,18 +262,19 @@ static void on_hash(void *context, const redisReply *reply) {
   tf_results *self = ((ticket *)context)->owner;
   tf_router_job *job = redeem(context);
   if (!job) return;
-  if (!reply || reply->type != REDIS_REPLY_ARRAY || reply->elements != 5) {
+  if (!reply || reply->type != REDIS_REPLY_ARRAY || reply->elements != HASH_FIELDS) {
     ask_again(self, job);
     return;
   }
   const redisReply *const *field = (const redisReply *const *)reply->element;
-  bool has[5];
-  for (int i = 0; i < 5; i++) has[i] = field[i]->type == REDIS_REPLY_STRING && field[i]->len > 0;
+  bool has[HASH_FIELDS];
+  for (int i = 0; i < HASH_FIELDS; i++) has[i] = field[i]->type == REDIS_REPLY_STRING && field[i]->len > 0;
   if (has[0] && field[0]->len <= TF_ID_BYTES_MAX) snprintf(job->id, sizeof job->id, "%s", field[0]->str);
   if (has[1] && !job->uri) job->uri = strdup(field[1]->str);
   if (has[2]) snprintf(job->requested, sizeof job->requested, "%.*s", TF_REQUESTED_BYTES_MAX - 1, field[2]->str);
   if (has[3]) job->reason = tf_reason_from_name(field[3]->str, field[3]->len);
   if (has[4]) job->failures = (uint32_t)strtoul(field[4]->str, NULL, 10);
+  if (has[5] && field[5]->len < sizeof job->load) memcpy(job->load, field[5]->str, field[5]->len + 1);
   job->settlement->in_flight = issue_commit(self, job);
   if (!job->settlement->in_flight) ask_again(self, job);
 }
@@ -280,12 +283,13 @@ static bool issue_hash(tf_results *self, tf_router_job *job) {
   char suffix[TF_ENTRY_BYTES_MAX + 8], key[TF_REDIS_KEY_BYTES_MAX];
   snprintf(suffix, sizeof suffix, "job:%s", job->entry);
   tf_scripts_key(self->parts.scripts, suffix, key);
-  static const char *const fields[] = {"id", "uri", "requested", "reason", "failures"};
+  static const char *const fields[] = {"id", "uri", "requested", "reason", "failures", "load"};
+  _Static_assert(sizeof fields / sizeof *fields == HASH_FIELDS, "on_hash reads as many");
   tf_arguments *words = &self->arguments;
   tf_arguments_clear(words);
   tf_arguments_add(words, "HMGET");
   tf_arguments_add(words, key);
-  for (int i = 0; i < 5; i++) tf_arguments_add(words, fields[i]);
+  for (int i = 0; i < HASH_FIELDS; i++) tf_arguments_add(words, fields[i]);
   return send(self, job, TF_SCRIPT_COUNT, on_hash);
 }
 

@@ -9,7 +9,9 @@
 
 #include "common/log.h"
 #include "proto/peers.h"
+#include "router/control.h"
 #include "router/intake.h"
+#include "router/publish.h"
 #include "router/upkeep.h"
 
 enum {
@@ -35,8 +37,11 @@ struct tf_router {
   tf_jobs *jobs;
   tf_workers *workers;
   tf_results *results;
+  tf_load *load;
   tf_dispatch *dispatch;
   tf_intake *intake;
+  tf_publish *publish;
+  tf_control *control;
   tf_upkeep *upkeep;
   int tick;
   int64_t ticked_ms, pinged_ms, expired_ms;
@@ -50,6 +55,7 @@ struct tf_router {
 
 static void worker_lost(tf_router *self, tf_worker *worker) {
   tf_dispatch_worker_lost(self->dispatch, worker);
+  tf_publish_worker_gone(self->publish, worker->instance);
   tf_workers_remove(self->workers, worker);
 }
 
@@ -81,6 +87,7 @@ static void on_hello(tf_router *self, const tf_message *message) {
   answer.u.hello = (tf_hello){
       .role = TF_ROLE_ROUTER, .instance = self->instance, .queue = self->config->queue, .version = TF_VERSION};
   send_to(self, worker, &answer);
+  tf_control_hello(self->control, worker);
 }
 
 static void on_message(tf_router *self, const tf_message *message) {
@@ -105,6 +112,8 @@ static void on_message(tf_router *self, const tf_message *message) {
     if (from) tf_workers_window(from, &message->u.window);
     break;
   case TF_MESSAGE_PONG:
+    if (from) tf_workers_pong(from, &message->u.pong);
+    break;
   case TF_MESSAGE_DELTA: /* nobody streams through a router yet */
     break;
   default:
@@ -281,16 +290,26 @@ static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_
                               &self->clock,  &self->stats,  self->instance};
   code = tf_results_new(&results, &self->results);
   if (code != TF_OK) return code;
+  tf_load_parts load = {self->scripts, self->workers, self->config, &self->clock, &self->stats};
+  code = tf_load_new(&load, &self->load);
+  if (code != TF_OK) return code;
   tf_dispatch_parts dispatch = {self->socket, self->scripts, self->jobs,   self->workers, self->results,
-                                self->config, &self->clock,  &self->stats, self->instance};
+                                self->load,   self->config,  &self->clock, &self->stats,  self->instance};
   code = tf_dispatch_new(&dispatch, &self->dispatch);
   if (code != TF_OK) return code;
   tf_upkeep_parts upkeep = {self->reactor, self->scripts, self->jobs,   self->workers, self->dispatch,
                             self->config,  &self->clock,  &self->stats, self->instance};
   code = tf_upkeep_new(&upkeep, &self->upkeep);
   if (code != TF_OK) return code;
+  tf_publish_parts publish = {self->reactor, self->scripts, self->workers, self->load,
+                              self->config,  &self->clock,  &self->stats,  self->instance};
+  code = tf_publish_new(&publish, &self->publish);
+  if (code != TF_OK) return code;
+  tf_control_parts control = {self->reactor, self->scripts, self->workers, self->socket};
+  code = tf_control_new(&control, &self->control);
+  if (code != TF_OK) return code;
   tf_intake_parts intake = {self->reactor, self->scripts, self->jobs,   self->dispatch, self->results,
-                            self->config,  &self->clock,  &self->stats, self->instance};
+                            self->load,    self->config,  &self->clock, &self->stats,   self->instance};
   return tf_intake_new(&intake, &self->intake);
 }
 
@@ -340,8 +359,11 @@ void tf_router_free(tf_router **self) {
   if (freed->tick >= 0) tf_reactor_remove_timer(freed->reactor, freed->tick);
   tf_scripts_free(&freed->scripts); /* first: its callbacks still find the others */
   tf_intake_free(&freed->intake);
+  tf_control_free(&freed->control);
+  tf_publish_free(&freed->publish);
   tf_upkeep_free(&freed->upkeep);
   tf_dispatch_free(&freed->dispatch);
+  tf_load_free(&freed->load);
   tf_results_free(&freed->results);
   tf_jobs_free(&freed->jobs);
   tf_workers_free(&freed->workers);

@@ -23,6 +23,7 @@ static const struct {
     [TF_SCRIPT_COMMIT] = {"commit", tf_lua_commit},    [TF_SCRIPT_FAIL] = {"fail", tf_lua_fail},
     [TF_SCRIPT_RELEASE] = {"release", tf_lua_release}, [TF_SCRIPT_BEAT] = {"beat", tf_lua_beat},
     [TF_SCRIPT_CANCEL] = {"cancel", tf_lua_cancel},    [TF_SCRIPT_SWEEP] = {"sweep", tf_lua_sweep},
+    [TF_SCRIPT_POLICY] = {"policy", tf_lua_policy},    [TF_SCRIPT_PUBLISH] = {"publish", tf_lua_publish},
 };
 
 struct tf_scripts {

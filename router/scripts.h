@@ -19,6 +19,8 @@ typedef enum tf_script {
   TF_SCRIPT_BEAT,
   TF_SCRIPT_CANCEL,
   TF_SCRIPT_SWEEP,
+  TF_SCRIPT_POLICY,
+  TF_SCRIPT_PUBLISH,
   TF_SCRIPT_COUNT
 } tf_script;
 

@@ -28,7 +28,35 @@ void tf_router_stats_init(tf_router_stats *self, tf_metrics *metrics) {
   self->results_length = tf_metrics_gauge(metrics, "tokenflex_results_length", "", "Entries in the results stream");
   self->held = tf_metrics_gauge(metrics, "tokenflex_router_jobs", "", "Jobs that this router holds");
   self->encoders = tf_metrics_gauge(metrics, "tokenflex_workers", "tier=\"encoder\"", "Workers connected");
+  self->arrivals = tf_metrics_gauge(metrics, "tokenflex_arrivals_per_second", "", "Jobs that arrive, smoothed");
+  self->budget =
+      tf_metrics_gauge(metrics, "tokenflex_budget_tokens", "", "Mean vision tokens that the load allows a job");
+  self->encoders_wanted = tf_metrics_gauge(metrics, "tokenflex_workers_wanted", "tier=\"encoder\"",
+                                           "Workers that would carry the load at full detail within the target wait");
+  self->llms_wanted = tf_metrics_gauge(metrics, "tokenflex_workers_wanted", "tier=\"llm\"",
+                                       "Workers that would carry the load at full detail within the target wait");
   self->llms = tf_metrics_gauge(metrics, "tokenflex_workers", "tier=\"llm\"", "Workers connected");
+}
+
+static void set_times(tf_router_stats *self, const char *tier, const tf_policy_load *load,
+                      const tf_policy_tier *measured) {
+  for (uint32_t i = 0; i < load->count_count; i++) {
+    char labels[96];
+    snprintf(labels, sizeof labels, "tier=\"%s\",vision_tokens=\"%u\"", tier, load->counts[i]);
+    tf_metric_set(tf_metrics_gauge(self->metrics, "tokenflex_service_ms", labels,
+                                   "Worker time that a job costs in a full batch, as the workers measure it"),
+                  measured->service_ms[i]);
+  }
+}
+
+void tf_router_stats_load(tf_router_stats *self, const tf_policy_load *load, const tf_policy_state *state,
+                          double encoders_wanted, double llms_wanted) {
+  tf_metric_set(self->arrivals, state->rate.per_s);
+  tf_metric_set(self->budget, state->budget);
+  tf_metric_set(self->encoders_wanted, encoders_wanted);
+  tf_metric_set(self->llms_wanted, llms_wanted);
+  set_times(self, "encoder", load, &load->encode);
+  set_times(self, "llm", load, &load->decode);
 }
 
 void tf_router_stats_assigned(tf_router_stats *self, uint32_t vision_tokens, const char *reason) {

@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "common/metrics.h"
+#include "policy/policy.h"
 
 typedef struct tf_router_config {
   const char *redis, *queue, *bind, *health, *log_level;
@@ -41,10 +42,14 @@ typedef struct tf_router_stats {
   tf_metric *claimed, *claims, *commit_errors, *leases_lost, *workers_lost, *sweeps_recovered;
   tf_metric *unfinished, *waiting, *in_encode, *in_decode, *results_length, *held;
   tf_metric *encoders, *llms;
+  tf_metric *arrivals, *budget, *encoders_wanted, *llms_wanted;
 } tf_router_stats;
 
 void tf_router_stats_init(tf_router_stats *self, tf_metrics *metrics);
 void tf_router_stats_assigned(tf_router_stats *self, uint32_t vision_tokens, const char *reason);
+/* The load that routers share, and the workers wanted in each tier. */
+void tf_router_stats_load(tf_router_stats *self, const tf_policy_load *load, const tf_policy_state *state,
+                          double encoders_wanted, double llms_wanted);
 /* kind: "malformed", "unexpected", "unknown_peer", "foreign", "hello"; one of a few. */
 void tf_router_stats_protocol_error(tf_router_stats *self, const char *kind);
 /* A job that ended dead: its code. */

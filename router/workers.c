@@ -136,6 +136,9 @@ tf_hello_outcome tf_workers_hello(tf_workers *self, const tf_hello *hello, const
     if (!same) return TF_HELLO_REFUSED;
   }
   snprintf(same->model, sizeof same->model, "%s", hello->model);
+  snprintf(same->version, sizeof same->version, "%s", hello->version);
+  same->hello_count_count = hello->token_count_count;
+  memcpy(same->hello_counts, hello->token_counts, sizeof same->hello_counts);
   snprintf(same->tensor_endpoint, sizeof same->tensor_endpoint, "%s", hello->tensor_endpoint);
   set_peer(same, peer, peer_size);
   same->heard_ms = now_ms;
@@ -151,6 +154,21 @@ void tf_workers_window(tf_worker *worker, const tf_window *window) {
   worker->jobs_max = window->jobs_max;
   worker->kv_tokens_max = window->kv_tokens_max;
   worker->draining = window->draining;
+}
+
+void tf_workers_pong(tf_worker *worker, const tf_pong *pong) {
+  for (uint32_t i = 0; i < worker->token_count_count; i++) {
+    for (uint32_t j = 0; j < worker->hello_count_count; j++) {
+      if (worker->hello_counts[j] != worker->token_counts[i]) continue;
+      worker->service_ms[i] = j < pong->service.count ? pong->service.ms[j] : 0;
+      worker->latency_ms[i] = j < pong->latency.count ? pong->latency.ms[j] : 0;
+    }
+  }
+  worker->jobs_all = pong->jobs;
+  worker->jobs_all_max = pong->jobs_max;
+  worker->kv_all = pong->kv_tokens;
+  worker->kv_all_max = pong->kv_tokens_max;
+  worker->batch_max = pong->batch_max;
 }
 
 void tf_workers_remove(tf_workers *self, tf_worker *worker) {
@@ -229,6 +247,39 @@ const tf_worker *tf_workers_main_pair(tf_workers *self) {
     if (!best || width[w->pair] > width[best->pair]) best = w;
   }
   return best;
+}
+
+/* Adds what one worker measured at a count; how many it adds to is counted beside. */
+typedef struct tier_sum {
+  double per_ms, latency_ms, measured, timed;
+} tier_sum;
+
+static void add_measures(const tf_worker *worker, const uint32_t *counts, size_t count, tier_sum *sums) {
+  for (size_t i = 0; i < count; i++) {
+    for (uint32_t j = 0; j < worker->token_count_count; j++) {
+      if (worker->token_counts[j] != counts[i]) continue;
+      if (worker->service_ms[j] > 0) sums[i].per_ms += 1 / worker->service_ms[j], sums[i].measured++;
+      if (worker->latency_ms[j] > 0) sums[i].latency_ms += worker->latency_ms[j], sums[i].timed++;
+    }
+  }
+}
+
+void tf_workers_tier(tf_workers *self, tf_role role, const uint32_t *counts, size_t count, tf_policy_tier *out) {
+  tier_sum sums[TF_POLICY_COUNTS_MAX] = {{0}};
+  double batches = 0, known = 0;
+  *out = (tf_policy_tier){.workers = 0};
+  if (count > TF_POLICY_COUNTS_MAX) count = TF_POLICY_COUNTS_MAX;
+  for (tf_worker *w = tf_workers_first(self); w; w = tf_workers_next(self, w)) {
+    if (w->role != role || !is_live(w)) continue;
+    out->workers++;
+    add_measures(w, counts, count, sums);
+    if (w->batch_max > 0) batches += w->batch_max, known++;
+  }
+  out->slots = known > 0 ? batches / known : 0;
+  for (size_t i = 0; i < count; i++) {
+    if (sums[i].measured > 0) out->service_ms[i] = sums[i].measured / sums[i].per_ms;
+    if (sums[i].timed > 0) out->latency_ms[i] = sums[i].latency_ms / sums[i].timed;
+  }
 }
 
 size_t tf_workers_pair_counts(tf_workers *self, uint32_t pair_number, const uint32_t **out) {

@@ -4,17 +4,18 @@
 #ifndef TF_ROUTER_WORKERS_H
 #define TF_ROUTER_WORKERS_H
 
+#include "policy/policy.h"
 #include "proto/wire.h"
 #include "router/placement.h"
 
-enum { TF_WORKERS_MAX = 1024, TF_PAIR_HASH_BYTES_MAX = 128 };
+enum { TF_WORKERS_MAX = 1024, TF_PAIR_HASH_BYTES_MAX = 128, TF_WORKER_VERSION_BYTES_MAX = 64 };
 
 typedef struct tf_worker {
   bool used;
   uint64_t serial; /* unique in this process; 0: none */
   tf_role role;
   char instance[TF_INSTANCE_BYTES_MAX + 1], pair_hash[TF_PAIR_HASH_BYTES_MAX + 1], model[TF_MODEL_BYTES_MAX + 1];
-  char tensor_endpoint[TF_ENDPOINT_BYTES_MAX + 1];
+  char tensor_endpoint[TF_ENDPOINT_BYTES_MAX + 1], version[TF_WORKER_VERSION_BYTES_MAX + 1];
   uint32_t token_counts[TF_HELLO_COUNTS_MAX], token_count_count; /* ascending */
   char peer[256];                                                /* routing id */
   size_t peer_size;
@@ -27,6 +28,11 @@ typedef struct tf_worker {
   uint64_t held_for; /* serial of the suspect that this worker is kept free for; 0: none */
   int64_t heard_ms;
   uint64_t ping_sequence;
+  /* What it says of itself, the same to every router. */
+  uint32_t hello_counts[TF_HELLO_COUNTS_MAX], hello_count_count;           /* in the order of its HELLO */
+  double service_ms[TF_HELLO_COUNTS_MAX], latency_ms[TF_HELLO_COUNTS_MAX]; /* of token_counts; 0: not measured */
+  uint32_t jobs_all, jobs_all_max, kv_all, kv_all_max;                     /* of all routers */
+  uint32_t batch_max;
 } tf_worker;
 
 typedef struct tf_workers tf_workers;
@@ -46,6 +52,7 @@ tf_hello_outcome tf_workers_hello(tf_workers *self, const tf_hello *hello, const
                                   int64_t now_ms, tf_worker **out);
 /* Takes the window where it is newer than the one we have. */
 void tf_workers_window(tf_worker *worker, const tf_window *window);
+void tf_workers_pong(tf_worker *worker, const tf_pong *pong);
 tf_worker *tf_workers_find_peer(tf_workers *self, const char *peer, size_t peer_size);
 tf_worker *tf_workers_find(tf_workers *self, uint64_t serial); /* NULL: gone */
 /* Every worker: for (w = first; w; w = next(w)). Removing the current one is allowed. */
@@ -65,6 +72,10 @@ void tf_workers_unhold(tf_workers *self, uint64_t suspect);
 
 /* The pair with the widest LLM window among those that have both tiers; NULL: none. An LLM of it is returned. */
 const tf_worker *tf_workers_main_pair(tf_workers *self);
+/* A tier as the policy sees it, at counts[count]: workers that take jobs, the service time of one of them on average
+ * (so that workers x 1000 / service is what they carry together), their latency, the jobs that one computes at once.
+ * What no worker has measured is 0. */
+void tf_workers_tier(tf_workers *self, tf_role role, const uint32_t *counts, size_t count, tf_policy_tier *out);
 /* Token counts of any live pair, ascending, each once; returns how many (at most `capacity`). */
 size_t tf_workers_all_counts(tf_workers *self, uint32_t *out, size_t capacity);
 /* Counts of one pair. */

@@ -1,14 +1,16 @@
 -- Takes jobs for one router: expired leases, due retries, then new entries of both lanes by weight; each gets a lease.
 -- KEYS and ARGV[1]: prelude.lua. ARGV: 2 instance, 3 count (0: load only), 4 lease_ms, 5 bytes_max, 6 turn, 7 weight of
--- lane 0 against 1, 8 results_max, 9 dedupe_ms, 10 takeovers_max, 11 done_max (entries ended here at most).
--- Out: {now_us, {waiting-side numbers}, {{entry, attempt, failures, n, reason, suspect, fields}...}}; numbers: XLEN 0,
--- XLEN 1, live leases encode, decode, XLEN results, retries, entries ended here, turn.
+-- lane 0 against 1, 8 results_max, 9 dedupe_ms, 10 takeovers_max, 11 done_max (entries ended here at most), 12 "1": bring
+-- the shared policy state.
+-- Out: {now_us, {numbers}, {{entry, attempt, failures, n, reason, suspect, fields}...}, policy state (or ""),
+-- {{pace, remaining, finish_ms}...}}; numbers: XLEN 0, XLEN 1, live leases encode, decode, XLEN results, retries, entries
+-- ended here: duplicates, in dead letters; turn, jobs that ever arrived. A pace that nobody keeps has "" and "".
 local instance, count, lease_ms, bytes_max = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local turn, weight, results_max, dedupe_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 local takeovers_max, ended_max = tonumber(ARGV[10]), tonumber(ARGV[11])
 local now = now_us()
 local now_ms = math.floor(now / 1000)
-local out, bytes, ended = {}, 0, 0
+local out, bytes, ended, duplicates, dead, paces = {}, 0, 0, 0, 0, {}
 
 -- Groups start at 0: jobs that were added before the first router count too.
 local function with_group(lane, ...)
@@ -25,13 +27,23 @@ local function ends_now(entry, lane, sid, id, fields, failures)
   local done = get(done_key(entry, sid, id))
   if done then
     end_duplicate(entry, lane, sid, id, done, field(fields, 'reply'))
+    duplicates = duplicates + 1
   elseif redis.call('EXISTS', PREFIX .. 'cancelled:' .. id) == 1 then
     bury(entry, lane, sid, id, fields, 'cancelled', 'cancelled by request', failures, dedupe_ms)
+    dead = dead + 1
   else
     return false
   end
   ended = ended + 1
   return true
+end
+
+-- Once for each pace among the jobs taken: what its run says of itself.
+local function add_pace(name)
+  if not is_name(name) or paces[name] then return end
+  local found = redis.pcall('HMGET', PREFIX .. 'pace:' .. name, 'remaining', 'finish_ms')
+  paces[name] = true
+  paces[#paces + 1] = {name, not found.err and found[1] or '', not found.err and found[2] or ''}
 end
 
 local function take(entry, id, fields, job)
@@ -40,6 +52,7 @@ local function take(entry, id, fields, job)
   redis.call('ZADD', ENCODE, now_ms + lease_ms, entry)
   redis.call('HSET', job_key(entry), 'owner', instance, 'stage', 'claim', 'id', id, 'takeovers', job.takeovers)
   for i = 2, #fields, 2 do bytes = bytes + #fields[i] end
+  add_pace(field(fields, 'pace'))
   out[#out + 1] = {entry, job.attempt, job.failures, job.n, job.reason, job.suspect, fields}
 end
 
@@ -59,6 +72,7 @@ local function end_lost(entry, lane, sid, job)
   if job.reply and #job.reply > 0 then known[#known + 1] = 'reply'; known[#known + 1] = job.reply end
   bury(entry, lane, sid, job.id, known, 'entry_lost', 'the queue entry ' .. entry .. ' vanished from its stream',
        job.failures, dedupe_ms)
+  dead = dead + 1
 end
 
 -- A job that some router had before: its lease ran out (that router died), or its backoff is over.
@@ -74,7 +88,7 @@ local function recover(entry, takeover)
   if ends_now(entry, lane, sid, id, fields, job.failures) then return end
   if takeover then job.takeovers = job.takeovers + 1 end
   if job.takeovers > takeovers_max then
-    ended = ended + 1
+    ended, dead = ended + 1, dead + 1
     return bury(entry, lane, sid, id, fields, 'internal', 'routers that held this job died ' .. takeovers_max .. ' times',
                 job.failures, dedupe_ms)
   end
@@ -122,6 +136,8 @@ while #out < count and bytes < bytes_max and ended < ended_max and not (empty['0
   if take_new(lane) then turn = turn + 1 else empty[lane] = true end
 end
 
-return {now, {redis.call('XLEN', JOBS['0']), redis.call('XLEN', JOBS['1']),
-              redis.call('ZCOUNT', ENCODE, '(' .. now_ms, '+inf'), redis.call('ZCOUNT', DECODE, '(' .. now_ms, '+inf'),
-              results_length, redis.call('ZCARD', RETRY), ended, turn % (weight + 1)}, out}
+local in_0, in_1 = redis.call('XLEN', JOBS['0']), redis.call('XLEN', JOBS['1'])
+local arrived = in_0 + in_1 + (tonumber(get(PREFIX .. 'ended')) or 0)
+return {now, {in_0, in_1, redis.call('ZCOUNT', ENCODE, '(' .. now_ms, '+inf'),
+              redis.call('ZCOUNT', DECODE, '(' .. now_ms, '+inf'), results_length, redis.call('ZCARD', RETRY), duplicates,
+              dead, turn % (weight + 1), arrived}, out, ARGV[12] == '1' and get(PREFIX .. 'policy') or '', paces}

@@ -37,6 +37,9 @@ local function done_key(entry, sid, id)
   return PREFIX .. 'done:' .. id
 end
 
+-- Where the assignments of these ten seconds are counted.
+local function assigned_key(now_ms) return PREFIX .. 'assigned:' .. math.floor(now_ms / 10000) end
+
 local function get(key)
   local value = redis.pcall('GET', key)
   return type(value) == 'string' and value or nil
@@ -60,9 +63,12 @@ local function read_entry(lane, sid)
   return found[1] and found[1][2] or nil
 end
 
+-- The names that `reply` and `pace` take.
+local function is_name(name) return name and #name > 0 and #name <= 128 and string.match(name, '^[%w._:-]+$') end
+
 -- The stream that a job's `reply` names; nil for no name, a malformed one, or a key that is something else.
 local function reply_key(name)
-  if not name or #name == 0 or #name > 128 or not string.match(name, '^[%w._:-]+$') then return nil end
+  if not is_name(name) then return nil end
   local key = PREFIX .. 'reply:' .. name
   local found = redis.call('TYPE', key).ok
   if found ~= 'stream' and found ~= 'none' then return nil end
@@ -83,6 +89,8 @@ local function forget(entry, lane, sid)
   redis.pcall('XACK', JOBS[lane], 'router', sid)
   local removed = redis.call('XDEL', JOBS[lane], sid)
   redis.call('DEL', job_key(entry))
+  -- Jobs ended so far: with those still in the streams that makes all that ever arrived, whoever added them.
+  if removed == 1 then redis.pcall('INCR', PREFIX .. 'ended') end
   return removed == 1
 end
 
@@ -120,6 +128,7 @@ local function bury(entry, lane, sid, id, fields, code, message, attempts, dedup
   local at = redis.call('XADD', DEAD, '*', unpack(letter))
   redis.call('SET', done_key(entry, sid, id), 'd ' .. at, 'PX', dedupe_ms)
   redis.call('DEL', PREFIX .. 'cancelled:' .. id)
+  redis.pcall('HINCRBY', PREFIX .. 'errors', code, 1)
   local key = reply_key(field(fields, 'reply'))
   if key then answer(key, {'id', id, unpack(ending)}) end
   forget(entry, lane, sid)

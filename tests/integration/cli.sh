@@ -37,7 +37,7 @@ out=$DIR/out.jsonl
 caption mixed "$DIR/photos" -o "$out"
 same "some failed: status 3" 3 "$status"
 same "every good picture has a line" 4 "$(wc -l <"$out")"
-same "keys in order" '["id","image","caption","vision_tokens","usage","timing_ms","attempt","model"]' \
+same "keys in order" '["id","image","caption","vision_tokens","load","usage","timing_ms","attempt","model"]' \
   "$(jq -sc '[.[] | del(.image_uri) | keys_unsorted] | unique | if length == 1 then .[0] else . end' "$out")"
 same "images are the argument joined with the path below it" "$DIR/photos/cat.jpg $DIR/photos/coffee.jpg $DIR/photos/sub/no_extension" \
   "$(jq -r 'select(.image_uri == null) | .image' "$out" | sort | tr '\n' ' ' | sed 's/ $//')"
@@ -92,7 +92,11 @@ usage "no argument"
 usage "unknown option" --colour red "$DIR/photos"
 usage "a count that the model has not" --vision-tokens 64 "$DIR/photos"
 check "the counts are named" said usage "4, 9, 16"
-usage "an output that exists" -o "$out" "$DIR/photos"
+usage "an output made with other settings" -o "$out" --max-new-tokens 7 "$DIR/photos"
+check "what differs is named" said usage "--max-new-tokens (then 40, now 7)"
+echo "mine" >"$DIR/notes"
+usage "an output that is somebody's" -o "$DIR/notes" "$DIR/photos"
+same "which is unharmed" mine "$(cat "$DIR/notes")"
 usage "an output that is no file" -o "$DIR/fifo" --overwrite "$DIR/photos"
 usage "a queue's name" --queue 'a b' "$DIR/photos"
 usage "an empty prompt" --prompt '' "$DIR/photos"

@@ -74,7 +74,7 @@ printf '\x00\xff\r\nbytes' | redis-cli -s "$DIR/redis.sock" -x xadd "$(key jobs:
 check "all jobs end" until_true 10 all_done
 once "plain" early "$own" 5-1 fixed atmost inline
 same "a result's fields" '["id","caption","vision_tokens","json"]' "$(entries results | head -n 1 | jq -c keys_unsorted)"
-same "json: keys in order" '["id","image","caption","vision_tokens","usage","timing_ms","attempt","model"]' "$(json early keys_unsorted)"
+same "json: keys in order" '["id","image","caption","vision_tokens","load","usage","timing_ms","attempt","model"]' "$(json early keys_unsorted)"
 same "json: stages in order" '["queue","fetch","decode","encode","transfer","wait","prefill","generate","total"]' "$(json early '.timing_ms | keys_unsorted')"
 same "json: idle gives the most" '{"requested":"auto","assigned":256,"reason":"idle"}' "$(json early .vision_tokens)"
 same "json: fixed" '{"requested":144,"assigned":144,"reason":"fixed"}' "$(json fixed .vision_tokens)"

@@ -9,9 +9,12 @@
 #include <unistd.h>
 
 #include "cli/inputs.h"
+#include "cli/source.h"
 #include "common/buffer.h"
 
 static char top[64];
+static tf_list *list;
+static bool flat;
 static tf_buffer seen; /* "kind name;" one after the other */
 
 static void write_file(const char *name, const void *data, size_t size) {
@@ -43,7 +46,8 @@ TestSuite(inputs, .init = make_top, .fini = remove_top);
 
 /* Walks and notes everything; returns what was skipped. */
 static uint64_t walk(size_t names_max, size_t count, const char *const *arguments) {
-  tf_inputs *inputs = tf_inputs_new(arguments, count);
+  tf_inputs_config config = {.arguments = arguments, .count = count, .list = list, .flat = flat};
+  tf_inputs *inputs = tf_inputs_new(&config);
   cr_assert_not_null(inputs);
   tf_buffer_clear(&seen);
   tf_input input;
@@ -189,7 +193,8 @@ Test(inputs, budget_gives_the_loop_back) {
     text_file(name);
   }
   const char *argument = "d";
-  tf_inputs *inputs = tf_inputs_new(&argument, 1);
+  tf_inputs_config config = {.arguments = &argument, .count = 1};
+  tf_inputs *inputs = tf_inputs_new(&config);
   tf_input input;
   int pauses = 0;
   tf_input_kind kind;
@@ -210,7 +215,8 @@ Test(inputs, big_folder_comes_in_batches, .timeout = 120) {
     cr_assert_eq(link("one.jpg", name) == 0 || (text_file(name), 1), 1);
   }
   const char *argument = "d";
-  tf_inputs *inputs = tf_inputs_new(&argument, 1);
+  tf_inputs_config config = {.arguments = &argument, .count = 1};
+  tf_inputs *inputs = tf_inputs_new(&config);
   tf_input input;
   tf_input_kind kind;
   int count = 0, descents = 0;
@@ -233,4 +239,146 @@ Test(inputs, image_names) {
   cr_assert_not(tf_inputs_is_image_name("jpg"));
   cr_assert_not(tf_inputs_is_image_name("a.jpg.txt"));
   cr_assert_not(tf_inputs_is_image_name("a."));
+}
+
+/* -- patterns, lists, flat folders, order -- */
+
+static void make_tree(void) {
+  const char *folders[] = {"d", "d/2023", "d/2023/jan", "d/2024", "d/.git"};
+  const char *files[] = {"d/a.jpg",      "d/b.png",      "d/2023/a.jpg", "d/2023/jan/a.jpg",
+                         "d/2024/c.jpg", "d/.git/a.jpg", "d/x.txt"};
+  for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) mkdir(folders[i], 0700);
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) text_file(files[i]);
+}
+
+Test(inputs, patterns) {
+  static const struct {
+    const char *pattern, *found;
+  } cases[] = {
+      {"d/*.jpg", "d/a.jpg;"},
+      {"*/a.*", "d/a.jpg;"},
+      {"d/*/*.jpg", "d/2023/a.jpg;d/2024/c.jpg;"},
+      {"d/**/a.jpg", "d/2023/a.jpg;d/2023/jan/a.jpg;d/a.jpg;"},
+      {"d/**", "d/2023/a.jpg;d/2023/jan/a.jpg;d/2024/c.jpg;d/a.jpg;d/b.png;"},
+      {"d/20[0-9]3", "d/2023/a.jpg;d/2023/jan/a.jpg;"},
+      {"**/jan/*", "d/2023/jan/a.jpg;"},
+      {"./d/*.png", "./d/b.png;"},
+      {"d/*", "d/2023/a.jpg;d/2023/jan/a.jpg;d/2024/c.jpg;d/a.jpg;d/b.png;"},
+      {"d/.*/a.jpg", "!image_missing d/.*/a.jpg;"},
+      {"d/*.gif", "!image_missing d/*.gif;"},
+      {"none/*.jpg", "!image_missing none/*.jpg;"},
+  };
+  make_tree();
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    WALK(cases[i].pattern);
+    cr_assert_str_eq(found(), cases[i].found, "%s: %s", cases[i].pattern, found());
+  }
+  WALK("d/*.png", "d/a.jpg", "d/*.jpg");
+  cr_assert_str_eq(found(), "d/b.png;d/a.jpg;d/a.jpg;");
+  text_file("d/[1].jpg"); /* a name that is there is no pattern */
+  WALK("d/[1].jpg");
+  cr_assert_str_eq(found(), "d/[1].jpg;");
+}
+
+Test(inputs, flat_folders) {
+  make_tree();
+  flat = true;
+  WALK("d");
+  cr_assert_str_eq(found(), "d/a.jpg;d/b.png;");
+  WALK("d/20*");
+  cr_assert_str_eq(found(), "d/2023/a.jpg;d/2024/c.jpg;", "what is matched is named");
+}
+
+static void open_list(const char *path, char separator) {
+  tf_error error;
+  cr_assert_eq(tf_list_open(path, separator, &list, &error), TF_OK, "%s", error.text);
+}
+
+Test(inputs, lists) {
+  make_tree();
+  static const char lines[] = "d/a.jpg\n\nd/2023\nnone.jpg\nd/*.jpg\nd/b.png";
+  write_file("list", lines, sizeof lines - 1);
+  open_list("list", '\n');
+  WALK("d/2024");
+  cr_assert_str_eq(found(),
+                   "d/2024/c.jpg;d/a.jpg;d/2023/a.jpg;d/2023/jan/a.jpg;!image_missing none.jpg;!image_missing d/*.jpg;"
+                   "d/b.png;");
+  WALK("d/2024"); /* a second reader has all of it again */
+  cr_assert_not_null(strstr(found(), "d/b.png;"));
+  tf_list_free(&list);
+  text_file("d/line\nend.jpg");
+  static const char nulls[] = "d/line\nend.jpg\0d/a.jpg\0";
+  write_file("list", nulls, sizeof nulls - 1);
+  open_list("list", '\0');
+  walk(1000, 0, NULL);
+  cr_assert_str_eq(found(), "d/line\nend.jpg;d/a.jpg;");
+  tf_list_free(&list);
+  open_list("list", '\n');
+  walk(1000, 0, NULL);
+  cr_assert_not_null(strstr(found(), "!invalid_format"), "%s", found());
+  tf_list_free(&list);
+}
+
+Test(inputs, list_from_a_pipe_is_not_waited_for) {
+  int ends[2];
+  const char *name;
+  tf_error error;
+  tf_list_cursor first = {0}, second = {0};
+  cr_assert_eq(pipe(ends), 0);
+  cr_assert_eq(dup2(ends[0], STDIN_FILENO), STDIN_FILENO);
+  open_list("-", '\n');
+  cr_assert_eq(tf_list_next(list, &first, &name, &error), TF_LIST_WAIT);
+  cr_assert_eq(write(ends[1], "one\ntw", 6), 6);
+  cr_assert_eq(tf_list_next(list, &first, &name, &error), TF_LIST_NAME);
+  cr_assert_str_eq(name, "one");
+  cr_assert_eq(tf_list_next(list, &first, &name, &error), TF_LIST_WAIT);
+  cr_assert_eq(write(ends[1], "o", 1), 1);
+  close(ends[1]);
+  cr_assert_eq(tf_list_next(list, &second, &name, &error), TF_LIST_NAME);
+  cr_assert_str_eq(name, "one");
+  tf_list_kind kind;
+  while ((kind = tf_list_next(list, &first, &name, &error)) == TF_LIST_WAIT) continue;
+  cr_assert_eq(kind, TF_LIST_NAME);
+  cr_assert_str_eq(name, "two");
+  cr_assert_eq(tf_list_next(list, &first, &name, &error), TF_LIST_END);
+  tf_list_cursor_free(&first);
+  tf_list_cursor_free(&second);
+  tf_list_free(&list);
+}
+
+static const char *order_of(uint64_t seed, uint64_t limit, bool shuffle) {
+  static const char *const argument = "many";
+  tf_source_config config = {
+      .inputs = {.arguments = &argument, .count = 1}, .limit = limit, .shuffle = shuffle, .seed = seed};
+  tf_source *source = tf_source_new(&config);
+  tf_input input;
+  tf_input_kind kind;
+  tf_buffer_clear(&seen);
+  while ((kind = tf_source_next(source, 7, &input)) != TF_INPUT_END)
+    if (kind == TF_INPUT_IMAGE) tf_buffer_printf(&seen, "%s;", input.image + strlen("many/"));
+  tf_source_free(&source);
+  return found();
+}
+
+Test(inputs, order_and_number) {
+  mkdir("many", 0700);
+  for (int i = 0; i < 26; i++) {
+    char name[16];
+    snprintf(name, sizeof name, "many/%c.jpg", 'a' + i);
+    text_file(name);
+  }
+  cr_assert_str_eq(order_of(0, 3, false), "a.jpg;b.jpg;c.jpg;");
+  char *first = strdup(order_of(1, 0, true));
+  cr_assert_eq(strlen(first), 26 * 6);
+  for (int i = 0; i < 26; i++) {
+    char name[16];
+    snprintf(name, sizeof name, "%c.jpg;", 'a' + i);
+    cr_assert_not_null(strstr(first, name), "each comes once");
+  }
+  cr_assert_str_neq(first, order_of(0, 0, false));
+  cr_assert_str_neq(first, order_of(2, 0, true));
+  cr_assert_str_eq(first, order_of(1, 0, true));
+  cr_assert_eq(strncmp(first, order_of(1, 5, true), 30), 0, "a sample is the beginning of the order");
+  cr_assert_eq(strlen(found()), 30);
+  free(first);
 }

@@ -38,10 +38,11 @@ Test(job_fields, reads_every_field) {
                                  PAIR("seed", "18446744073709551615"),
                                  PAIR("deadline_ms", "1500"),
                                  PAIR("reply", "me.1:x_y-Z"),
+                                 PAIR("pace", "run.7"),
                                  PAIR("trace", "abc")};
   cr_assert_eq(parse(fields, sizeof fields / sizeof *fields), TF_OK, "%s", told.text);
   cr_assert(is(parsed.id, "run:a b/ü") && is(parsed.uri, "file:///a.jpg") && is(parsed.prompt, "What\nis this?"));
-  cr_assert(is(parsed.reply, "me.1:x_y-Z") && is(parsed.trace, "abc"));
+  cr_assert(is(parsed.reply, "me.1:x_y-Z") && is(parsed.trace, "abc") && is(parsed.pace, "run.7"));
   cr_assert_eq(parsed.vision_tokens_min, 64u);
   cr_assert_eq(parsed.vision_tokens_max, 256u);
   cr_assert_eq(parsed.sampling.max_new_tokens, 4096u);
@@ -103,6 +104,8 @@ Test(job_fields, refuses_what_is_malformed) {
       {PAIR("reply", "a b"), TF_ERR_FIELD_INVALID},
       {PAIR("reply", "a\0"), TF_ERR_FIELD_INVALID},
       {PAIR("reply", "a/b"), TF_ERR_FIELD_INVALID},
+      {PAIR("pace", "a b"), TF_ERR_FIELD_INVALID},
+      {PAIR("pace", ""), TF_ERR_FIELD_INVALID},
       {PAIR("trace", "a\x7f"), TF_ERR_FIELD_INVALID},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -142,6 +145,7 @@ Test(job_fields, lengths_end_where_documented) {
                {"uri", TF_URI_BYTES_MAX, TF_ERR_URI_INVALID},
                {"prompt", TF_PROMPT_BYTES_MAX, TF_ERR_PROMPT_TOO_LONG},
                {"reply", 128, TF_ERR_FIELD_INVALID},
+               {"pace", 128, TF_ERR_FIELD_INVALID},
                {"trace", 128, TF_ERR_FIELD_INVALID}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     bool is_uri = !strcmp(cases[i].name, "uri");

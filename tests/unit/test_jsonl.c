@@ -130,6 +130,7 @@ Test(jsonl, run_file) {
                           .working_ms = 8000,
                           .captioned = 15,
                           .failed = 1,
+                          .output_failures = 1,
                           .tokens_sum = 15 * 144};
   strcpy(record.model.name, "tiny/01234567");
   record.model.token_counts[0] = 144;
@@ -154,7 +155,7 @@ Test(jsonl, run_file) {
   tf_report_summary(&record, "o.jsonl", "o.jsonl.errors.jsonl", &line);
   cr_assert_not_null(
       strstr(line.data, "interrupted: 15 captioned, 1 failed\n8s, 2.00 images/s, mean 144 vision tokens, run 2025"));
-  cr_assert_not_null(strstr(line.data, "failures: o.jsonl.errors.jsonl\n"));
+  cr_assert_not_null(strstr(line.data, "failures: o.jsonl.errors.jsonl (1; --retry-failed tries them again)\n"));
 }
 
 Test(jsonl, token_counts) {

@@ -51,13 +51,13 @@ static const char *content_of(const char *path) {
 
 Test(output, three_files) {
   tf_buffer one = line_of("{\"a\":1}"), bad = line_of("{\"e\":1}"), run = line_of("{}");
-  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_OK);
-  cr_assert_eq(tf_output_begin(&output, &problem), TF_OK);
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, true, &problem), TF_OK);
   cr_assert_eq(tf_output_settings(&output, &run, &problem), TF_OK);
-  cr_assert_eq(tf_output_caption(&output, &one, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &one, NULL, &problem), TF_OK);
   cr_assert_eq(access("o.jsonl.errors.jsonl", F_OK), -1, "made at the first failure");
   cr_assert_eq(tf_output_failure(&output, &bad, &problem), TF_OK);
-  cr_assert_eq(tf_output_caption(&output, &one, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &one, NULL, &problem), TF_OK);
   cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
   cr_assert_str_eq(content_of("o.jsonl"), "{\"a\":1}\n{\"a\":1}\n");
   cr_assert_str_eq(content_of("o.jsonl.errors.jsonl"), "{\"e\":1}\n");
@@ -68,35 +68,77 @@ Test(output, three_files) {
   cr_assert_eq(access("o.jsonl.run.json.new", F_OK), -1);
 }
 
-Test(output, an_existing_file_is_refused_and_unharmed) {
-  FILE *file = fopen("o.jsonl", "w");
-  fputs("old\n", file);
+static void write_text(const char *path, const char *text) {
+  FILE *file = fopen(path, "w");
+  cr_assert_not_null(file);
+  fputs(text, file);
   fclose(file);
-  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_ERR_INVALID_ARGUMENT);
-  cr_assert_not_null(strstr(problem.text, "--overwrite"));
-  tf_output_close(&output, &problem);
-  cr_assert_str_eq(content_of("o.jsonl"), "old\n");
-  /* With overwrite it is kept until the run begins. */
-  cr_assert_eq(tf_output_open(&output, "o.jsonl", true, &problem), TF_OK);
+}
+
+Test(output, an_existing_file_is_unharmed_until_the_run_begins) {
+  write_text("o.jsonl", "old\n");
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert(tf_output_has_past(&output));
   cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
   cr_assert_str_eq(content_of("o.jsonl"), "old\n");
-  cr_assert_eq(tf_output_open(&output, "o.jsonl", true, &problem), TF_OK);
-  cr_assert_eq(tf_output_begin(&output, &problem), TF_OK);
+  tf_buffer line = line_of("new");
+  off_t at = -1;
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, false, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &line, &at, &problem), TF_OK);
+  cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
+  cr_assert_str_eq(content_of("o.jsonl"), "old\nnew\n");
+  cr_assert_eq(at, 4);
+  write_text("o.jsonl.errors.jsonl", "old\n");
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, true, &problem), TF_OK);
+  cr_assert_not(tf_output_has_past(&output));
   cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
   cr_assert_str_eq(content_of("o.jsonl"), "");
+  cr_assert_eq(access("o.jsonl.errors.jsonl", F_OK), -1);
+  tf_buffer_free(&line);
+}
+
+Test(output, one_process_an_output) {
+  tf_output second;
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert_eq(tf_output_open(&second, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_ERR_IO);
+  cr_assert_not_null(strstr(problem.text, "another run"));
+  tf_output_close(&second, &problem);
+  cr_assert_eq(access("o.jsonl", F_OK), 0, "the first one's file stays");
+  tf_output_close(&output, &problem);
+}
+
+Test(output, csv_has_its_header_once) {
+  tf_buffer line = line_of("{\"id\":\"r-1\",\"image\":\"a, b.jpg\",\"caption\":\"one \\\"two\\\"\",\"vision_tokens\":"
+                           "{\"requested\":\"auto\",\"assigned\":64,\"reason\":\"queue\"},\"attempt\":1}");
+  for (int i = 0; i < 2; i++) {
+    cr_assert_eq(tf_output_open(&output, "o.csv", TF_FORMAT_CSV, &problem), TF_OK);
+    cr_assert_eq(tf_output_begin(&output, false, &problem), TF_OK);
+    cr_assert_eq(tf_output_caption(&output, &line, NULL, &problem), TF_OK);
+    cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
+  }
+  const char *record = "\"a, b.jpg\",\"one \"\"two\"\"\",64,auto,queue,,,,,1,,r-1,,,\n";
+  char wanted[1024];
+  snprintf(wanted, sizeof wanted,
+           "image,caption,vision_tokens,requested,reason,prompt_tokens,completion_tokens,finish_reason,total_ms,"
+           "attempt,model,id,image_uri,duplicate_of,warning\n%s%s",
+           record, record);
+  cr_assert_str_eq(content_of("o.csv"), wanted);
+  tf_buffer_free(&line);
 }
 
 Test(output, a_run_that_never_began_leaves_nothing) {
-  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_OK);
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
   cr_assert_eq(access("o.jsonl", F_OK), 0);
   cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
   cr_assert_eq(access("o.jsonl", F_OK), -1);
 }
 
 Test(output, places_that_can_not_be_written) {
-  cr_assert_eq(tf_output_open(&output, "none/o.jsonl", false, &problem), TF_ERR_IO);
+  cr_assert_eq(tf_output_open(&output, "none/o.jsonl", TF_FORMAT_JSONL, &problem), TF_ERR_IO);
   tf_output_close(&output, &problem);
-  cr_assert_eq(tf_output_open(&output, "/dev/null", true, &problem), TF_ERR_INVALID_ARGUMENT);
+  cr_assert_eq(tf_output_open(&output, "/dev/null", TF_FORMAT_JSONL, &problem), TF_ERR_INVALID_ARGUMENT);
   tf_output_close(&output, &problem);
 }
 
@@ -104,12 +146,12 @@ Test(output, a_full_disk_leaves_whole_lines) {
   tf_buffer line = line_of("0123456789012345678901234567890123456789");
   signal(SIGXFSZ, SIG_IGN); /* a file at its size limit fails as a full disk does: in the middle of a line */
   struct rlimit limit = {100, 100};
-  cr_assert_eq(tf_output_open(&output, "o.jsonl", false, &problem), TF_OK);
-  cr_assert_eq(tf_output_begin(&output, &problem), TF_OK);
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, true, &problem), TF_OK);
   cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
-  cr_assert_eq(tf_output_caption(&output, &line, &problem), TF_OK);
-  cr_assert_eq(tf_output_caption(&output, &line, &problem), TF_OK);
-  cr_assert_eq(tf_output_caption(&output, &line, &problem), TF_ERR_IO);
+  cr_assert_eq(tf_output_caption(&output, &line, NULL, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &line, NULL, &problem), TF_OK);
+  cr_assert_eq(tf_output_caption(&output, &line, NULL, &problem), TF_ERR_IO);
   struct stat status;
   cr_assert_eq(stat("o.jsonl", &status), 0);
   cr_assert_eq(status.st_size, 82);

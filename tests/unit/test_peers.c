@@ -64,7 +64,7 @@ typedef struct worker {
   tf_metrics *metrics;
   tf_peers *peers;
   pthread_t thread;
-  atomic_int jobs, cancels, live, held;
+  atomic_int jobs, cancels, live, held, drains;
   void (*_Atomic step)(struct worker *self); /* run once on the reactor's thread */
   const tf_message *to_deliver;
 } worker;
@@ -80,6 +80,19 @@ static void on_message(void *context, tf_message **message) {
   } else {
     atomic_fetch_add(&self->cancels, 1);
   }
+}
+
+static void measure(void *context, tf_pong *pong) {
+  (void)context;
+  pong->service = (tf_times){2, {12.5f, 40}};
+  pong->latency = (tf_times){2, {100, 200}};
+  pong->batch_max = 4;
+}
+
+static void on_drain(void *context) {
+  worker *self = context;
+  atomic_fetch_add(&self->drains, 1);
+  tf_peers_drain(self->peers);
 }
 
 static void on_poll(void *context) {
@@ -113,6 +126,8 @@ static void worker_start(worker *self, tf_role role, const char *first, const ch
                             .kv_tokens_max = role == TF_ROLE_LLM ? 2000 : 0,
                             .peer_timeout_ms = 1500,
                             .on_message = on_message,
+                            .measure = measure,
+                            .on_drain = on_drain,
                             .context = self,
                             .metrics = self->metrics};
   tf_error error = {.text = ""};
@@ -186,11 +201,48 @@ PEERS_TEST(hello_window_ping) {
   fake_ping(&router, &peer, 0);
   cr_assert(fake_wait(&router, TF_MESSAGE_PONG, 2000, &pong));
   cr_expect_eq(pong.u.pong.sequence, 7u);
+  cr_expect(pong.u.pong.service.count == 2 && pong.u.pong.service.ms[0] == 12.5f && pong.u.pong.latency.ms[1] == 200);
+  cr_expect(pong.u.pong.jobs == 0 && pong.u.pong.jobs_max == 8 && pong.u.pong.kv_tokens_max == 2000);
+  cr_expect_eq(pong.u.pong.batch_max, 4u);
   tf_message_clear(&pong);
   fake_hello(&router, &peer); /* a router that says HELLO again gets its WINDOW again, with a later epoch */
   cr_assert(fake_wait(&router, TF_MESSAGE_WINDOW, 1000, &window));
   cr_expect_gt(window.u.window.epoch, epoch);
   tf_message_clear(&window);
+  worker_stop(&self);
+  fake_close(&router);
+  zmq_ctx_term(self.zmq);
+}
+
+static void fake_drain(fake_router *router, const fake_peer *peer, const char *instance) {
+  tf_message message = {.type = TF_MESSAGE_DRAIN, .u.drain.instance = instance};
+  fake_send(router, peer, &message, NULL);
+}
+
+PEERS_TEST(drain_by_a_router) {
+  worker self;
+  fake_router router;
+  fake_peer peer;
+  tf_message hello, window, pong;
+  worker_start(&self, TF_ROLE_ENCODER, endpoint_a, NULL);
+  fake_open(&router, self.zmq, endpoint_a, "router-1", "q");
+  fake_meet(&router, &peer, &hello, &window);
+  tf_message_clear(&hello);
+  tf_message_clear(&window);
+  fake_drain(&router, &peer, "worker-2"); /* another's: ignored */
+  fake_ping(&router, &peer, 0);
+  cr_assert(fake_wait(&router, TF_MESSAGE_PONG, 2000, &pong));
+  tf_message_clear(&pong);
+  cr_expect_eq(atomic_load(&self.drains), 0);
+  fake_drain(&router, &peer, "worker-1");
+  fake_drain(&router, &peer, "worker-1"); /* every router says it: a second one changes nothing */
+  cr_assert(fake_wait(&router, TF_MESSAGE_WINDOW, 1000, &window));
+  cr_expect(window.u.window.draining && window.u.window.jobs_max == 0);
+  tf_message_clear(&window);
+  fake_ping(&router, &peer, 0);
+  cr_assert(fake_wait(&router, TF_MESSAGE_PONG, 2000, &pong), "a draining worker still answers");
+  tf_message_clear(&pong);
+  cr_expect_eq(atomic_load(&self.drains), 1);
   worker_stop(&self);
   fake_close(&router);
   zmq_ctx_term(self.zmq);

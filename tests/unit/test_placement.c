@@ -157,6 +157,7 @@ static tf_hello hello_of(tf_role role, const char *instance, const char *hash) {
                     .pair_hash = hash,
                     .model = "m",
                     .tensor_endpoint = role == TF_ROLE_LLM ? "ipc://x" : "",
+                    .version = "1",
                     .token_counts = {256, 64, 144},
                     .token_count_count = 3};
 }
@@ -198,6 +199,42 @@ Test(workers, an_old_window_changes_nothing) {
   tf_workers_window(worker, &older);
   cr_assert_eq(worker->jobs_max, 7u);
   cr_assert_not(worker->draining);
+  tf_workers_free(&table);
+}
+
+Test(workers, a_tier_is_what_its_workers_measured) {
+  static const uint32_t counts[3] = {64, 144, 256};
+  tf_workers *table = tf_workers_new();
+  tf_policy_tier tier;
+  tf_workers_tier(table, TF_ROLE_LLM, counts, 3, &tier);
+  cr_assert(tier.workers == 0 && tier.slots == 0 && tier.service_ms[0] == 0);
+  tf_worker *fast = join(table, TF_ROLE_LLM, "l1", "peer1", "hash"),
+            *slow = join(table, TF_ROLE_LLM, "l2", "peer2", "hash"),
+            *fresh = join(table, TF_ROLE_LLM, "l3", "peer3", "hash");
+  join(table, TF_ROLE_ENCODER, "e1", "peer4", "hash");
+  tf_pong pong = {.service = {3, {40, 10, 20}}, .latency = {3, {400, 100, 200}}, .jobs = 5, .jobs_max = 32};
+  pong.kv_tokens = 700, pong.kv_tokens_max = 9000, pong.batch_max = 16;
+  tf_workers_pong(fast, &pong); /* parallel to its HELLO: 256, 64, 144 */
+  cr_assert(fast->service_ms[0] == 10 && fast->service_ms[1] == 20 && fast->service_ms[2] == 40);
+  cr_assert(fast->jobs_all == 5 && fast->jobs_all_max == 32 && fast->kv_all == 700 && fast->kv_all_max == 9000);
+  pong = (tf_pong){.service = {3, {120, 30, 60}}, .latency = {3, {800, 300, 400}}, .batch_max = 8};
+  tf_workers_pong(slow, &pong);
+  tf_workers_tier(table, TF_ROLE_LLM, counts, 3, &tier);
+  cr_assert_eq(tier.workers, 3u);
+  /* 100 and 33.3 jobs/s at 64 tokens: 15 ms each on average; the fresh one counts as one of them. */
+  cr_assert_float_eq(tier.service_ms[0], 15, 1e-9);
+  cr_assert_float_eq(tier.service_ms[2], 60, 1e-9);
+  cr_assert_float_eq(tier.latency_ms[1], 300, 1e-9);
+  cr_assert_float_eq(tier.slots, 12, 1e-9);
+  pong = (tf_pong){.service = {2, {90, 20}}}; /* less than it said HELLO with: the rest is not known */
+  tf_workers_pong(fresh, &pong);
+  cr_assert(fresh->service_ms[0] == 20 && fresh->service_ms[1] == 0 && fresh->service_ms[2] == 90);
+  tf_window drains = {.epoch = 9, .draining = true};
+  tf_workers_window(slow, &drains);
+  tf_workers_tier(table, TF_ROLE_LLM, counts, 2, &tier);
+  cr_assert_eq(tier.workers, 2u, "a draining worker is none");
+  cr_assert_float_eq(tier.service_ms[1], 20, 1e-9);
+  cr_assert_eq(tier.service_ms[2], 0);
   tf_workers_free(&table);
 }
 

@@ -59,7 +59,12 @@ static tf_message make_failure(void) {
   return (tf_message){.type = TF_MESSAGE_FAILURE, .u.failure = {sample_key, "image_corrupt", "a.jpg: bad", true}};
 }
 
-enum { SAMPLES = 13 };
+static tf_message make_pong(void) {
+  return (tf_message){.type = TF_MESSAGE_PONG,
+                      .u.pong = {1234567890123, {3, {92.5f, 93.25f, 0}}, {2, {1.5f, 3600000}}, 5, 32, 900, 16384, 16}};
+}
+
+enum { SAMPLES = 14 };
 static tf_message make_sample(int index) {
   switch (index) {
   case 0:
@@ -75,7 +80,7 @@ static tf_message make_sample(int index) {
   case 5:
     return (tf_message){.type = TF_MESSAGE_PING, .u.ping = {1234567890123, 9}};
   case 6:
-    return (tf_message){.type = TF_MESSAGE_PONG, .u.pong = {1234567890123}};
+    return make_pong();
   case 7:
     return make_tensor();
   case 8:
@@ -86,6 +91,8 @@ static tf_message make_sample(int index) {
     return (tf_message){.type = TF_MESSAGE_DELTA, .u.delta = {sample_key, 3, " dog"}};
   case 11:
     return make_result();
+  case 12:
+    return (tf_message){.type = TF_MESSAGE_DRAIN, .u.drain = {"encoder-host-7"}};
   default:
     return make_failure();
   }
@@ -240,6 +247,28 @@ Test(wire, every_field_of_the_answers) {
   tf_message_clear(&got);
 }
 
+Test(wire, every_field_of_pong_and_drain) {
+  tf_message sample = make_sample(6), got;
+  cr_assert_eq(round_trip(&sample, &got), TF_OK, "%s", problem.text);
+  const tf_pong *pong = &got.u.pong;
+  cr_assert_eq(pong->sequence, 1234567890123);
+  cr_assert(pong->service.count == 3 && pong->service.ms[0] == 92.5f && pong->service.ms[1] == 93.25f);
+  cr_assert(pong->latency.count == 2 && pong->latency.ms[1] == TF_TIMES_MS_MAX);
+  cr_assert(pong->jobs == 5 && pong->jobs_max == 32 && pong->kv_tokens == 900 && pong->kv_tokens_max == 16384 &&
+            pong->batch_max == 16);
+  tf_message_clear(&got);
+  sample.u.pong.service = (tf_times){3, {NAN, -1, INFINITY}}; /* a clock that went wrong must not silence a worker */
+  sample.u.pong.latency = (tf_times){1, {1e30f}};
+  cr_assert_eq(round_trip(&sample, &got), TF_OK, "%s", problem.text);
+  cr_assert(pong->service.ms[0] == 0 && pong->service.ms[1] == 0 && pong->service.ms[2] == 0);
+  cr_assert_eq(pong->latency.ms[0], TF_TIMES_MS_MAX);
+  tf_message_clear(&got);
+  sample = make_sample(12);
+  cr_assert_eq(round_trip(&sample, &got), TF_OK, "%s", problem.text);
+  cr_assert_str_eq(got.u.drain.instance, "encoder-host-7");
+  tf_message_clear(&got);
+}
+
 Test(wire, null_strings_arrive_empty) {
   tf_message sample = {.type = TF_MESSAGE_FAILURE, .u.failure.key.entry = "1:1-0"}, got;
   cr_assert_eq(round_trip(&sample, &got), TF_OK);
@@ -263,7 +292,7 @@ Test(wire, sending_checks_bounds) {
   static char longer[TF_CAPTION_BYTES_MAX + 2];
   memset(longer, 'a', sizeof longer - 1);
   REFUSED(make_job, message.type = (tf_message_type)1);
-  REFUSED(make_job, message.type = (tf_message_type)15);
+  REFUSED(make_job, message.type = (tf_message_type)16);
   REFUSED(make_job, message.u.job.vision_tokens = TF_VISION_TOKENS_MAX + 1);
   REFUSED(make_job, message.u.job.uri = longer);
   REFUSED(make_job, message.u.job.prompt = longer);
@@ -285,6 +314,8 @@ Test(wire, sending_checks_bounds) {
   REFUSED(make_hello, message.u.hello.token_count_count = TF_HELLO_COUNTS_MAX + 1);
   REFUSED(make_hello, message.u.hello.token_counts[1] = 0);
   REFUSED(make_result, message.u.result.caption = longer);
+  REFUSED(make_pong, message.u.pong.service.count = TF_HELLO_COUNTS_MAX + 1);
+  REFUSED(make_pong, (message.type = TF_MESSAGE_DRAIN, message.u.drain.instance = ""));
   REFUSED(make_result, message.u.result.finish_reason = (tf_finish_reason)3);
 }
 
@@ -351,7 +382,7 @@ Test(wire, hand_made_frames) {
       ROW("\x08\x01", "no body"),
       ROW("\x42\x02\x08\x05", "no protocol"),
       ROW("\x08\x02\x42\x02\x08\x05", "another protocol"),
-      ROW("\x08\x01\x7a\x02\x08\x05", "a message that is not known (15)"),
+      ROW("\x08\x01\x82\x01\x02\x08\x05", "a message that is not known (16)"),
       ROW("\x08\x01\x42\x02\x08", "cut off"),
       ROW("\x08\x01\x42\x03\x08\x05", "length past the end"),
       ROW("\x08\x01\x42\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x08", "huge length"),
@@ -365,6 +396,11 @@ Test(wire, hand_made_frames) {
       ROW("\x08\x01\x00\x00", "field number 0"),
       ROW("\x08\x01\x42\x02\x0a\x00", "sequence as bytes"),
       ROW("\x08\x01\x42\x0c\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "varint too long"),
+      ROW("\x08\x01\x42\x06\x12\x04\x00\x00\x80\xbf", "a time that is negative"),
+      ROW("\x08\x01\x42\x06\x12\x04\x00\x00\xc0\x7f", "a time that is no number"),
+      ROW("\x08\x01\x42\x06\x12\x04\x00\x00\x80\x7f", "a time without end"),
+      ROW("\x08\x01\x42\x05\x12\x03\x00\x00\x80", "a time cut off"),
+      ROW("\x08\x01\x7a\x00", "DRAIN that names nobody"),
       ROW("\x08\x01\x32\x00", "CANCEL without its key"),
       ROW("\x08\x01\x32\x02\x0a\x00", "key without its entry"),
       ROW("\x08\x01\x32\x07\x0a\x05\x12\x03"
@@ -384,6 +420,10 @@ Test(wire, hand_made_frames) {
     cr_assert_eq(decode_literal(wrong[i].bytes, wrong[i].size), TF_ERR_PROTOCOL, "%s", wrong[i].what);
     cr_assert(problem.text[0] != '\0', "%s", wrong[i].what);
   }
+  char times[8 + 17 * 4] = "\x08\x01\x42\x46\x12\x44"; /* one more than may be; packed, all zero */
+  cr_assert_eq(decode_literal(times, 6 + 17 * 4), TF_ERR_PROTOCOL);
+  times[3] = 0x42, times[5] = 0x40;
+  cr_assert_eq(decode_literal(times, 6 + 16 * 4), TF_OK, "%s", problem.text);
   /* The same STAGE, right. */
   cr_assert_eq(DECODE("\x08\x01\x2a\x0e\x0a\x03\x12\x01x\x10\x02\x1a\x05\x0d\x00\x00\x80\x3f"), TF_OK, "%s",
                problem.text);

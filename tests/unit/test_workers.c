@@ -287,6 +287,53 @@ Test(workers, a_photo_becomes_a_caption, .timeout = 120) {
   pair_stop(&self);
 }
 
+/* The next PONG of a worker that carries times; false where none does in ten seconds. The caller clears *out. */
+static bool wait_times(pair *self, const fake_peer *from, tf_message *out) {
+  for (int i = 0; i < 100; i++) {
+    fake_ping(&self->router, from, 0);
+    while (fake_wait(&self->router, TF_MESSAGE_PONG, 100, out)) {
+      bool right = out->peer_size == from->size && !memcmp(out->peer, from->id, from->size);
+      if (right && out->u.pong.service.count > 0) return true;
+      tf_message_clear(out);
+    }
+  }
+  return false;
+}
+
+static void expect_times(pair *self, const fake_peer *from) {
+  tf_message got;
+  cr_assert(wait_times(self, from, &got), "no times in the PONGs");
+  const tf_pong *pong = &got.u.pong;
+  cr_expect_eq(pong->service.count, self->model.token_count_count);
+  cr_expect_eq(pong->latency.count, self->model.token_count_count);
+  for (uint32_t i = 0; i < pong->service.count; i++) {
+    cr_expect(pong->service.ms[i] > 0 && pong->service.ms[i] < 60000, "%g", (double)pong->service.ms[i]);
+    cr_expect(pong->latency.ms[i] > 0 && pong->latency.ms[i] < 60000, "%g", (double)pong->latency.ms[i]);
+  }
+  cr_expect(pong->jobs_max > 0 && pong->batch_max > 0);
+  tf_message_clear(&got);
+}
+
+Test(workers, pongs_tell_what_jobs_cost, .timeout = 120) {
+  pair self;
+  tf_message got;
+  pair_start(&self, TF_TENSOR_F32);
+  fake_ping(&self.router, &self.llm_peer, 0);
+  cr_assert(fake_wait(&self.router, TF_MESSAGE_PONG, ANSWER_MS, &got));
+  cr_expect_eq(got.u.pong.service.count, 0u, "nothing is made up before the first job");
+  tf_message_clear(&got);
+  for (int i = 0; i < 4; i++) {
+    char id[32];
+    snprintf(id, sizeof id, "cost-%d", i);
+    tf_message job = job_of(&self, id, i % 2 ? 9 : 16);
+    send_job(&self, &job, NULL, 0);
+    expect_result(&self, id, NULL, 0);
+  }
+  expect_times(&self, &self.encoder_peer);
+  expect_times(&self, &self.llm_peer);
+  pair_stop(&self);
+}
+
 Test(workers, f16_tensors, .timeout = 120) {
   pair self;
   pair_start(&self, TF_TENSOR_F16);

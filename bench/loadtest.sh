@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# The real pair on the default model under a load from idle to 1.5 times what the most tokens carry, and back.
+# In: a build (BUILD), the model, photos (IMAGES). Out: a table and plots in OUT, the simulator's prediction beside each run.
+# Service times are calibrated first, in the same run: a full batch at each count. Then the same Poisson arrivals go to
+# fixed 64, fixed 256 and adaptive. LOADTEST_S: seconds of a run. LOADTEST_WRAP: a command to run each measurement under.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+BUILD=${BUILD:-build/release}
+OUT=${OUT:-build/loadtest}
+IMAGES=${IMAGES:-examples}
+LOADTEST_S=${LOADTEST_S:-480}
+LOADTEST_WRAP=${LOADTEST_WRAP:-}
+BURST=${BURST:-48}   # three full batches
+SEED=${SEED:-1}
+TF=$BUILD/tokenflex
+mkdir -p "$OUT"
+work=$(mktemp -d "${TMPDIR:-/tmp}/tf-loadtest-XXXXXX")
+redis="unix://$work/redis.sock"
+cli=(redis-cli -s "$work/redis.sock")
+up_pid='' redis_pid=''
+finish() {
+  trap - EXIT INT TERM
+  [ -n "$up_pid" ] && kill -TERM "$up_pid" 2>/dev/null && wait "$up_pid" 2>/dev/null
+  [ -n "$redis_pid" ] && kill -TERM "$redis_pid" 2>/dev/null && wait "$redis_pid" 2>/dev/null
+  rm -rf "$work"
+}
+trap finish EXIT
+trap 'finish; exit 130' INT TERM
+
+redis-server --port 0 --unixsocket "$work/redis.sock" --save '' --appendonly no --maxmemory-policy noeviction \
+  --dir "$work" >"$work/redis.log" 2>&1 &
+redis_pid=$!
+for _ in $(seq 100); do "${cli[@]}" ping >/dev/null 2>&1 && break; sleep 0.1; done
+"$TF" up --redis "$redis" --model build/model --health off --log-level warn 2>"$OUT/up.log" &
+up_pid=$!
+
+load() { # record, then loadtest's options
+  local record=$1; shift
+  $LOADTEST_WRAP "$TF" loadtest --redis "$redis" --record "$record" --seed "$SEED" "$@" "$IMAGES" >/dev/null
+}
+
+# --- Calibration ---
+LOADTEST_WRAP='' load "$OUT/warm.jsonl" -a burst -r 0 --period-s 0.1 --burst-jobs 4 -d 0.2 --vision-tokens 64
+counts=$("${cli[@]}" hget 'tf:{default}:model' token_counts)
+calibrate() { # every count: a burst; the second batch of it is full from begin to end
+  local n
+  for n in ${counts//,/ }; do
+    "$TF" loadtest --redis "$redis" --record "$OUT/full-$n.jsonl" -a burst -r 0 --period-s 0.1 \
+      --burst-jobs "$BURST" -d 0.2 --vision-tokens "$n" "$IMAGES"
+    "$TF" loadtest --redis "$redis" --record "$OUT/alone-$n.jsonl" -a constant -r 0.4 -d 5.1 \
+      --vision-tokens "$n" "$IMAGES"
+  done
+}
+export TF redis OUT BURST IMAGES counts
+export -f calibrate
+$LOADTEST_WRAP bash -c calibrate >/dev/null
+full() { jq -s --argjson n "$BURST" '[.[].finished_s] | sort | 1000 * (.[$n - 12] - .[12]) / ($n - 24)' "$OUT/full-$1.jsonl"; }
+alone() { jq -s '[.[] | .total_ms - .wait_ms] | min' "$OUT/alone-$1.jsonl"; }
+each() { local n; for n in ${counts//,/ }; do "$1" "$n"; done | jq -sc .; }
+encode=$("${cli[@]}" hget 'tf:{default}:load' encode_service_ms)
+jq -n --argjson counts "[$counts]" --argjson full "$(each full)" --argjson alone "$(each alone)" \
+  --argjson encode "[${encode:-95}]" '{counts: $counts,
+    encode: {workers: 1, slots: 4, window: 16,
+             service_ms: [range($counts | length) as $i | $encode[$i] // $encode[0]]},
+    decode: {workers: 1, slots: 16, window: 32, service_ms: $full, alone_ms: $alone}}' >"$OUT/service.json"
+echo "calibrated: $(jq -c '{counts, decode_service_ms: .decode.service_ms, encode_service_ms: .encode.service_ms}' "$OUT/service.json")"
+
+# --- The runs ---
+most=${counts##*,} least=${counts%%,*}
+carries=$(jq '1000 / .decode.service_ms[-1]' "$OUT/service.json")
+rate=$(jq -n "$carries * 0.05") peak=$(jq -n "$carries * 1.5")
+echo "$most tokens carry $carries captions/s; offered: $rate to $peak and back in $LOADTEST_S s"
+for run in "adaptive 0" "fixed:$least $least" "fixed:$most $most"; do
+  read -r rule tokens <<<"$run"
+  load "$OUT/${rule/:/-}.jsonl" -a ramp -r "$rate" --peak "$peak" -d "$LOADTEST_S" --vision-tokens "$tokens"
+  "$TF" simulate -s "$OUT/service.json" -a trace -t "$OUT/${rule/:/-}.jsonl" -p "$rule" --json \
+    --plot "$OUT/${rule/:/-}.svg" --title "loadtest, $rule: predicted and measured" >"$OUT/${rule/:/-}.json"
+  echo "$rule"
+done
+
+# --- The table ---
+{
+  echo "| rule | | captions/s | p50 wait s | p95 s | p99 s | mean tokens |"
+  echo "|---|---|---|---|---|---|---|"
+  for rule in "fixed:$least" "fixed:$most" adaptive; do
+    jq -r --arg rule "$rule" '.rows[] | [$rule, (if .rule == "measured" then "measured" else "predicted" end),
+      (.throughput_per_s * 100 | round / 100), (.wait_s.p50 * 100 | round / 100), (.wait_s.p95 * 100 | round / 100),
+      (.wait_s.p99 * 100 | round / 100), (.mean_tokens | round)] | "| \(map(tostring) | join(" | ")) |"' "$OUT/${rule/:/-}.json"
+  done
+} | tee "$OUT/table.md"
+jq -s '.[0].rows as $r | {throughput: ($r[0].throughput_per_s / $r[1].throughput_per_s - 1), p95: ($r[0].wait_s.p95 / ([$r[1].wait_s.p95, 0.001] | max) - 1)}
+  | "adaptive, predicted against measured: throughput \(.throughput * 100 | round)%, p95 \(.p95 * 100 | round)%"' -r "$OUT/adaptive.json"

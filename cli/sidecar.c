@@ -1,0 +1,107 @@
+/* Writes sidecars. In: captions. Out: files.
+ * Moving into place must not replace: renameat2 does that, and link(2) where the file system knows no such rename.
+ * The temporary name is hidden and the photo's own: what a killed run leaves there, the next one writes over. */
+#include "cli/sidecar.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { PATH_BYTES_MAX = 8192, CAPTION_BYTES_MAX = 1024 * 1024 };
+
+static size_t stem_bytes(const char *photo) {
+  const char *slash = strrchr(photo, '/'), *name = slash ? slash + 1 : photo;
+  const char *dot = strrchr(name, '.');
+  return dot && dot != name ? (size_t)(dot - photo) : strlen(photo);
+}
+
+void tf_sidecar_path(const char *photo, tf_buffer *out) {
+  tf_buffer_append(out, photo, stem_bytes(photo));
+  tf_buffer_append(out, ".txt", 5);
+}
+
+/* photo.txt named as a photo would be its own sidecar. */
+static bool is_itself(const char *photo, const tf_buffer *path) {
+  return path->data && strcmp(photo, path->data) == 0;
+}
+
+bool tf_sidecar_exists(const char *photo) {
+  struct stat status;
+  tf_buffer path;
+  tf_buffer_init(&path, PATH_BYTES_MAX);
+  tf_sidecar_path(photo, &path);
+  bool exists = !path.overflow && !is_itself(photo, &path) && lstat(path.data, &status) == 0;
+  tf_buffer_free(&path);
+  return exists;
+}
+
+bool tf_sidecar_holds(const char *photo, const char *caption) {
+  tf_buffer path, text;
+  tf_buffer_init(&path, PATH_BYTES_MAX);
+  tf_buffer_init(&text, CAPTION_BYTES_MAX);
+  tf_sidecar_path(photo, &path);
+  int fd = path.overflow ? -1 : open(path.data, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  char bytes[4096];
+  ssize_t got = -1;
+  while (fd >= 0 && !text.overflow && (got = read(fd, bytes, sizeof bytes)) > 0)
+    tf_buffer_append(&text, bytes, (size_t)got);
+  if (fd >= 0) close(fd);
+  size_t size = strlen(caption);
+  bool holds = got == 0 && text.size == size + 1 && memcmp(text.data, caption, size) == 0 && text.data[size] == '\n';
+  tf_buffer_free(&path);
+  tf_buffer_free(&text);
+  return holds;
+}
+
+static int write_new(const char *path, const char *caption) {
+  int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+  if (fd < 0) return errno;
+  tf_buffer text;
+  int failed = 0;
+  tf_buffer_init(&text, CAPTION_BYTES_MAX);
+  tf_buffer_printf(&text, "%s\n", caption);
+  for (size_t done = 0; !failed && done < text.size;) {
+    ssize_t written = write(fd, text.data + done, text.size - done);
+    if (written < 0 && errno != EINTR) failed = errno;
+    if (written > 0) done += (size_t)written;
+  }
+  if (!failed && text.overflow) failed = EFBIG;
+  if (!failed && fdatasync(fd)) failed = errno;
+  if (close(fd) && !failed) failed = errno;
+  tf_buffer_free(&text);
+  return failed;
+}
+
+static int move_into_place(const char *from, const char *to, bool overwrite) {
+  if (overwrite) return rename(from, to) ? errno : 0;
+  if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return errno;
+  return link(from, to) ? errno : 0; /* the caller removes the other name */
+}
+
+tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite, bool *kept, bool *disk_full,
+                         tf_error *error) {
+  tf_buffer path, temporary;
+  *kept = *disk_full = false;
+  tf_buffer_init(&path, PATH_BYTES_MAX);
+  tf_buffer_init(&temporary, PATH_BYTES_MAX);
+  tf_sidecar_path(photo, &path);
+  const char *slash = path.data ? strrchr(path.data, '/') : NULL;
+  size_t folder = slash ? (size_t)(slash + 1 - path.data) : 0;
+  tf_buffer_append(&temporary, path.data, folder);
+  tf_buffer_printf(&temporary, ".%s.tokenflex", path.data ? path.data + folder : "");
+  bool named = path.data && temporary.data && !path.overflow && !temporary.overflow;
+  int failed = !named ? ENAMETOOLONG : is_itself(photo, &path) ? EEXIST : 0;
+  if (!failed) failed = write_new(temporary.data, caption);
+  if (!failed) failed = move_into_place(temporary.data, path.data, overwrite);
+  if (temporary.data) unlink(temporary.data);
+  *kept = failed == EEXIST;
+  *disk_full = failed == ENOSPC || failed == EDQUOT;
+  if (failed && !*kept) tf_fail(error, TF_ERR_IO, "its sidecar can not be written: %s", strerror(failed));
+  tf_buffer_free(&path);
+  tf_buffer_free(&temporary);
+  return failed && !*kept ? TF_ERR_IO : TF_OK;
+}
