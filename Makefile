@@ -38,7 +38,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos
+.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos bench-kernels
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -155,6 +155,12 @@ build/fuzz/fuzz_image: tests/fuzz/fuzz_image.c $(wildcard image/*.[ch]) common/e
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/fuzz/*.c tools/*.c)
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/chaos/*.c tools/*.c)
+$(B)/bench-linear: $(B)/obj/bench/linear.o $(CORE)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+bench-kernels: $(B)/bench-linear ## GF/s of every matrix product, by kernel and rows
+	$(B)/bench-linear $(THREADS)
+
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c bench/*.c)
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean

@@ -173,6 +173,8 @@ static tf_code start_stack(caption *self) {
   tf_stack_config stack = {.queue = config->queue,
                            .model = self->model.path,
                            .threads = config->threads,
+                           .compute = config->compute,
+                           .cpu = config->cpu,
                            .max_pixels = config->max_pixels,
                            .drain_timeout_s = DRAIN_SECONDS,
                            .log_level = config->log_level};

@@ -4,6 +4,7 @@
 
 #include "cli/pace.h"
 #include "cli/server.h"
+#include "tensor/cpu.h"
 #include "common/clock.h"
 #include "common/utf8.h"
 
@@ -50,6 +51,10 @@ static const tf_option options[] = {
      "Larger pictures are errors (a deployment has a limit of its own)"},
     {"model", 0, TF_OPTION_STRING, FIELD(model), 0, 0, NULL, "DIR", "Model folder; else the installed one"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},
+    {"compute", 0, TF_OPTION_CHOICE, FIELD(compute), 0, 0, "auto", TF_COMPUTE_CHOICES,
+     "Arithmetic (auto: the fastest that keeps the captions' quality)"},
+    {"cpu", 0, TF_OPTION_CHOICE, FIELD(cpu), 0, 0, "auto", TF_CPU_CHOICES,
+     "Instructions to use (auto: the best that there are)"},
     {"redis", 0, TF_OPTION_LIST, FIELD(redis), 0, 0, NULL, "URL,...",
      "Use the deployment on this Redis (several: pictures are spread over them); start nothing"},
     {"queue", 0, TF_OPTION_STRING, FIELD(queue), 0, 0, "default", "NAME", "Queue"},
@@ -121,6 +126,7 @@ tf_code tf_caption_check(tf_caption_config *config, const char **names, size_t n
   config->lines = strcmp(config->format, "csv") == 0 ? TF_FORMAT_CSV : TF_FORMAT_JSONL;
   tf_code code = check_names(config, error);
   if (!code) code = check_together(config, error);
+  if (!code && config->redis.count == 0) code = tf_cpu_use(config->cpu, config->compute, error);
   if (code) return code;
   if (wish && strcmp(wish, "auto") != 0 && (strspn(wish, "0123456789") != strlen(wish) || !wish[0] || strlen(wish) > 6))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--vision-tokens %.60s: give a number or auto", wish);

@@ -124,6 +124,8 @@ static void add_keys(const tf_stack_config *config, arguments *argv, bool connec
 static void add_worker(const tf_stack *self, const tf_stack_config *config, arguments *argv) {
   add_option(argv, "model", config->model);
   add_option(argv, "routers", self->endpoint);
+  if (config->compute) add_option(argv, "compute", config->compute);
+  if (config->cpu) add_option(argv, "cpu", config->cpu);
   add(argv, "--threads");
   add(argv, "%lld", (long long)config->threads);
 }

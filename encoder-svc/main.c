@@ -7,10 +7,11 @@
 #include "common/log.h"
 #include "encoder-svc/service.h"
 #include "proto/service.h"
+#include "tensor/cpu.h"
 
 typedef struct settings {
   tf_service_options common;
-  const char *model, *tensor_dtype;
+  const char *model, *compute, *cpu, *tensor_dtype;
   tf_string_list routers, allow_dirs;
   int64_t threads, decode_threads, batch, jobs, pixels_max, image_bytes_max;
   int64_t fetch_timeout_ms, ack_timeout_ms, peer_timeout_ms, drain_timeout_s;
@@ -23,6 +24,8 @@ static const tf_option options[] = {
   {"model", 'm', TF_OPTION_STRING, AT(model), 0, 0, NULL, "DIR", "model folder; unset: the installed one"},
   {"routers", 'r', TF_OPTION_LIST, AT(routers), 0, 0, "tcp://127.0.0.1:7701", "ENDPOINTS", "routers to work for"},
   {"threads", 't', TF_OPTION_INT, AT(threads), 0, 1024, "0", "threads", "that encode; 0: one for each allowed core"},
+  {"compute", 0, TF_OPTION_CHOICE, AT(compute), 0, 0, "auto", TF_COMPUTE_CHOICES, "arithmetic of the matrix products; auto: the fastest that keeps the captions' quality"},
+  {"cpu", 0, TF_OPTION_CHOICE, AT(cpu), 0, 0, "auto", TF_CPU_CHOICES, "instructions to use; auto: the best that there are"},
   {"decode-threads", 0, TF_OPTION_INT, AT(decode_threads), 0, TF_PIPELINE_DECODE_THREADS_MAX, "0", "threads", "that fetch files and decode; 0: half the allowed cores, at least 2"},
   {"batch", 'b', TF_OPTION_INT, AT(batch), 1, TF_PIPELINE_BATCH_MAX, "4", "images", "in one pass of the vision encoder at most"},
   {"jobs", 'j', TF_OPTION_INT, AT(jobs), 0, 4096, "0", "jobs", "taken at once, over all routers; 0: decode threads + 2 x batch"},
@@ -58,7 +61,7 @@ static tf_code check(void *context, tf_error *error) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--tensor-dtype %.40s: f32 or f16 is expected", dtype);
   }
   self->dtype = dtype[1] == '3' ? TF_TENSOR_F32 : TF_TENSOR_F16;
-  return TF_OK;
+  return tf_cpu_use(self->settings.cpu, self->settings.compute, error);
 }
 
 /* Enough decoders to feed the compute threads: decoding takes less than half as long as encoding. */
@@ -112,6 +115,7 @@ static tf_code start(void *context, const tf_service *service, tf_error *error) 
   if (code != TF_OK) return code;
   tf_log_info("started", TF_STR("instance", service->instance), TF_STR("model", self->model.name),
               TF_STR("model_dir", self->model.path), TF_STR("version", TF_VERSION),
+              TF_STR("cpu", tf_cpu_name(tf_cpu_level())), TF_STR("compute", tf_compute_name(tf_cpu_compute())),
               TF_INT("threads", tf_pool_threads(self->pool)), TF_INT("decode_threads", decode_threads(self)),
               TF_INT("batch", from->batch), TF_STR("curve", service->curve ? "on" : "off"));
   return TF_OK;
