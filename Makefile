@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build bench bench-programs caption test unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -100,7 +100,24 @@ $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard rout
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
+# Our side of the bench links the same libraries as the programs; the peers and the driver are tools/bench/.
+BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out bench/jobs.c,$(wildcard bench/*.c)))
+$(B)/bench/ours: $(BENCH_OBJECTS) $(B)/libtf_parts.a $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(B)/bench/jobs: $(B)/obj/bench/jobs.o $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+# Tiers that answer at once, for what the router alone carries.
+$(B)/bench/fake_worker: $(B)/obj/tests/integration/fake_worker.o $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+bench: packages ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictures to calibrate with)
+	@$(MAKE) --no-print-directory -j$(JOBS) build model bench-programs
+	@BUILD=$(B) QUICK=$(QUICK) DATA=$(DATA) bench/run $(T)
+bench-programs: $(B)/bench/ours $(B)/bench/jobs $(B)/bench/fake_worker
+
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) bench/*.[ch] tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean
