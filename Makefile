@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build bench bench-programs caption test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build bench bench-programs bench-kernels caption test unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -100,8 +100,9 @@ $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard rout
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+<<<<<<< HEAD
 # Our side of the bench links the same libraries as the programs; the peers and the driver are tools/bench/.
-BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out bench/jobs.c,$(wildcard bench/*.c)))
+BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out bench/jobs.c bench/linear.c,$(wildcard bench/*.c)))
 $(B)/bench/ours: $(BENCH_OBJECTS) $(B)/libtf_parts.a $(CORE)
 	@mkdir -p $(@D)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -118,6 +119,13 @@ bench: packages ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictur
 bench-programs: $(B)/bench/ours $(B)/bench/jobs $(B)/bench/fake_worker
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) bench/*.[ch] tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
+=======
+$(B)/bench-linear: $(B)/obj/bench/linear.o $(CORE)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+bench-kernels: $(B)/bench-linear ## GF/s of every matrix product, by kernel and rows
+	$(B)/bench-linear $(THREADS)
+
+>>>>>>> w-kernels
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean

@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "common/options.h"
 #include "common/utf8.h"
+#include "tensor/cpu.h"
 #include "tensor/model_dir.h"
 
 #include <stdio.h>
@@ -21,7 +22,7 @@
 enum { PROMPT_BYTES_MAX = 16384, REPORT_BYTES_MAX = 65536, DRAIN_SECONDS = 1, COUNT_NAMES = 4096 };
 
 typedef struct caption_config {
-  const char *output, *vision_tokens, *prompt, *model, *redis, *queue, *log_level;
+  const char *output, *vision_tokens, *prompt, *model, *redis, *queue, *log_level, *compute, *cpu;
   bool overwrite;
   int64_t max_new_tokens, max_pixels, threads;
 } caption_config;
@@ -43,6 +44,10 @@ static const tf_option options[] = {
      "Use the running deployment on this Redis; start nothing"},
     {"queue", 0, TF_OPTION_STRING, FIELD(queue), 0, 0, "default", "NAME", "Queue"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},
+    {"compute", 0, TF_OPTION_CHOICE, FIELD(compute), 0, 0, "auto", TF_COMPUTE_CHOICES,
+     "Arithmetic (auto: the fastest that keeps the captions' quality)"},
+    {"cpu", 0, TF_OPTION_CHOICE, FIELD(cpu), 0, 0, "auto", TF_CPU_CHOICES,
+     "Instructions to use (auto: the best that there are)"},
     {"log-level", 0, TF_OPTION_CHOICE, FIELD(log_level), 0, 0, "warn", "debug|info|warn|error",
      "Lines of the services below this are not logged"},
 };
@@ -116,6 +121,8 @@ static tf_code check_words(caption *self) {
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--output is empty: name a file, or leave it out");
   if (prompt && (strlen(prompt) > PROMPT_BYTES_MAX || !tf_utf8_is_valid(prompt, strlen(prompt))))
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--prompt: at most %d bytes of UTF-8", PROMPT_BYTES_MAX);
+  tf_code code = config->redis ? TF_OK : tf_cpu_use(config->cpu, config->compute, &self->error);
+  if (code) return code;
   make_run_name(self->record.run, sizeof self->record.run);
   const char *url = config->redis ? config->redis : "unix:///none"; /* the names alone are checked */
   return tf_link_init(&self->link, url, config->queue, self->record.run, &self->error);
@@ -147,6 +154,8 @@ static tf_code start_stack(caption *self) {
   tf_stack_config stack = {.queue = config->queue,
                            .model = self->model.path,
                            .threads = config->threads,
+                           .compute = config->compute,
+                           .cpu = config->cpu,
                            .max_pixels = config->max_pixels,
                            .drain_timeout_s = DRAIN_SECONDS,
                            .log_level = config->log_level};

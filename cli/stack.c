@@ -111,6 +111,8 @@ static void add_common(const tf_stack_config *config, arguments *argv) {
 static void add_worker(const tf_stack *self, const tf_stack_config *config, arguments *argv) {
   add_option(argv, "model", config->model);
   add_option(argv, "routers", self->endpoint);
+  add_option(argv, "compute", config->compute);
+  add_option(argv, "cpu", config->cpu);
   add(argv, "--threads");
   add(argv, "%lld", (long long)config->threads);
 }

@@ -17,6 +17,7 @@ typedef struct tf_stack_config {
   const char *queue, *model;        /* model: a folder */
   const char *bind, *tensor_bind;   /* NULL: ipc:// inside the private folder */
   const tf_string_list *allow_dirs; /* NULL: "/" */
+  const char *compute, *cpu;        /* as the workers' options */
   int64_t threads;                  /* each of encoder and LLM; 0: every core that this process may use */
   int64_t max_pixels;
   int64_t drain_timeout_s; /* how long the services finish what they have when they are stopped */

@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "common/options.h"
 #include "proto/wire.h"
+#include "tensor/cpu.h"
 #include "tensor/model_dir.h"
 
 #include <errno.h>
@@ -19,7 +20,7 @@
 enum { POLL_US = 100000, NOTE_MS = 5000, REPORT_BYTES_MAX = 65536 };
 
 typedef struct up_config {
-  const char *redis, *queue, *model, *bind, *tensor_bind, *health, *log_level;
+  const char *redis, *queue, *model, *bind, *tensor_bind, *health, *log_level, *compute, *cpu;
   tf_string_list allow_dirs;
   bool insecure;
   int64_t threads, max_pixels, drain_timeout_s;
@@ -41,6 +42,10 @@ static const tf_option options[] = {
      "Health and metrics on 127.0.0.1:9101, 9102, 9103"},
     {"insecure", 0, TF_OPTION_FLAG, FIELD(insecure), 0, 0, NULL, NULL, "Allow addresses that others can reach"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},
+    {"compute", 0, TF_OPTION_CHOICE, FIELD(compute), 0, 0, "auto", TF_COMPUTE_CHOICES,
+     "Arithmetic (auto: the fastest that keeps the captions' quality)"},
+    {"cpu", 0, TF_OPTION_CHOICE, FIELD(cpu), 0, 0, "auto", TF_CPU_CHOICES,
+     "Instructions to use (auto: the best that there are)"},
     {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels", "Larger pictures are errors"},
     {"drain-timeout-s", 0, TF_OPTION_INT, FIELD(drain_timeout_s), 0, 3600, "30", "s",
      "How long jobs in hand are finished on a stop"},
@@ -132,7 +137,9 @@ static tf_code check(up_config *config, tf_model_dir *model, tf_error *error) {
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--bind: %s", why.text);
   if (config->tensor_bind && tf_wire_endpoint_check(config->tensor_bind, true, &why))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--tensor-bind: %s", why.text);
-  tf_code code = tf_link_init(&names, config->redis ? config->redis : "unix:///none", config->queue, NULL, error);
+  tf_code code = tf_cpu_use(config->cpu, config->compute, error);
+  if (code) return code;
+  code = tf_link_init(&names, config->redis ? config->redis : "unix:///none", config->queue, NULL, error);
   return code ? code : tf_model_dir_open(config->model, model, error);
 }
 
@@ -156,6 +163,8 @@ static int run_up(up_config *config) {
                                   .tensor_bind = config->tensor_bind,
                                   .allow_dirs = &config->allow_dirs,
                                   .threads = config->threads,
+                                  .compute = config->compute,
+                                  .cpu = config->cpu,
                                   .max_pixels = config->max_pixels,
                                   .drain_timeout_s = config->drain_timeout_s,
                                   .log_level = config->log_level,

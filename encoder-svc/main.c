@@ -8,9 +8,10 @@
 
 #include "common/log.h"
 #include "encoder-svc/service.h"
+#include "tensor/cpu.h"
 
 typedef struct settings {
-  const char *model, *log_level, *health, *tensor_dtype;
+  const char *model, *compute, *cpu, *log_level, *health, *tensor_dtype;
   tf_string_list routers, allow_dirs;
   int64_t threads, decode_threads, batch, jobs, pixels_max, image_bytes_max;
   int64_t fetch_timeout_ms, ack_timeout_ms, peer_timeout_ms, drain_timeout_s;
@@ -23,6 +24,8 @@ static const tf_option options[] = {
   {"model", 'm', TF_OPTION_STRING, AT(model), 0, 0, NULL, "DIR", "model folder; unset: the installed one"},
   {"routers", 'r', TF_OPTION_LIST, AT(routers), 0, 0, "tcp://127.0.0.1:7701", "ENDPOINTS", "routers to work for"},
   {"threads", 't', TF_OPTION_INT, AT(threads), 0, 1024, "0", "threads", "that encode; 0: one for each allowed core"},
+  {"compute", 0, TF_OPTION_CHOICE, AT(compute), 0, 0, "auto", TF_COMPUTE_CHOICES, "arithmetic of the matrix products; auto: the fastest that keeps the captions' quality"},
+  {"cpu", 0, TF_OPTION_CHOICE, AT(cpu), 0, 0, "auto", TF_CPU_CHOICES, "instructions to use; auto: the best that there are"},
   {"decode-threads", 0, TF_OPTION_INT, AT(decode_threads), 0, TF_PIPELINE_DECODE_THREADS_MAX, "0", "threads", "that fetch files and decode; 0: half the allowed cores, at least 2"},
   {"batch", 'b', TF_OPTION_INT, AT(batch), 1, TF_PIPELINE_BATCH_MAX, "4", "images", "in one pass of the vision encoder at most"},
   {"jobs", 'j', TF_OPTION_INT, AT(jobs), 0, 4096, "0", "jobs", "taken at once, over all routers; 0: decode threads + 2 x batch"},
@@ -153,6 +156,7 @@ int main(int argc, char **argv) {
   tf_options_outcome outcome = TF_OPTIONS_RUN;
   tf_code code = tf_options_parse(&program, argc, argv, &self.settings, NULL, NULL, &outcome, &error);
   if (code == TF_OK && outcome != TF_OPTIONS_RUN) return 0;
+  if (code == TF_OK) code = tf_cpu_use(self.settings.cpu, self.settings.compute, &error);
   if (code == TF_OK) code = check_settings(&self, &error);
   if (code != TF_OK) {
     fprintf(stderr, "tokenflex-encoder: %s (--help shows the options)\n", error.text);
@@ -163,6 +167,7 @@ int main(int argc, char **argv) {
   if (code == TF_OK) {
     tf_log_info("started", TF_STR("instance", self.instance), TF_STR("model", self.model.name),
                 TF_STR("model_dir", self.model.path), TF_STR("version", TF_VERSION),
+                TF_STR("cpu", tf_cpu_name(tf_cpu_level())), TF_STR("compute", tf_compute_name(tf_cpu_compute())),
                 TF_INT("threads", tf_pool_threads(self.pool)), TF_INT("decode_threads", decode_threads(&self)),
                 TF_INT("batch", self.settings.batch));
     code = tf_reactor_run(self.reactor, &error);

@@ -15,11 +15,12 @@ struct tf_projector {
   float layer_norm_epsilon;
   uint32_t count;                          /* of poolers */
   tf_pooler *poolers[TF_TOKEN_COUNTS_MAX]; /* one for each N, ascending */
-  tf_linear *gate, *up, *down;             /* [hidden, vision_width] twice, [llm_width, hidden] */
+  tf_linear *gate_up, *down;               /* [hidden, vision_width] twice as SwiGLU, [llm_width, hidden] */
   float *norm_weight, *norm_bias;          /* [vision_width] */
   /* Workspace for the largest N */
-  float *pooled;              /* [N, vision_width] */
-  float *gate_rows, *up_rows; /* [N, hidden] */
+  float *pooled;      /* [N, vision_width] */
+  float *hidden_rows; /* [N, hidden] */
+  tf_rows *rows;      /* what goes into a linear */
 };
 
 static tf_code read_sizes(tf_projector *self, const tf_gguf *file, tf_error *error) {
@@ -92,35 +93,35 @@ static tf_code load_vector(const tf_gguf *file, const char *name, int64_t width,
   return TF_OK;
 }
 
-static tf_code load_linear(const tf_gguf *file, const char *weight_name, const char *bias_name, int64_t out, int64_t in,
-                           tf_linear **linear, tf_error *error) {
-  const tf_tensor *weight, *bias;
-  tf_code code = tf_gguf_require(file, weight_name, 2, (int64_t[]){out, in}, &weight, error);
-  if (code == TF_OK) code = tf_gguf_require(file, bias_name, 1, (int64_t[]){out}, &bias, error);
-  if (code == TF_OK) code = tf_linear_pack(weight, bias, NULL, linear, error);
+static tf_code find_linear(const tf_gguf *file, const char *weight_name, const char *bias_name, int64_t out, int64_t in,
+                           tf_linear_source *source, tf_error *error) {
+  tf_code code = tf_gguf_require(file, weight_name, 2, (int64_t[]){out, in}, &source->weight, error);
+  if (code == TF_OK) code = tf_gguf_require(file, bias_name, 1, (int64_t[]){out}, &source->bias, error);
   return code;
 }
 
 static tf_code load_weights(tf_projector *self, const tf_gguf *file, tf_error *error) {
-  int64_t width = self->vision_width;
+  int64_t width = self->vision_width, hidden = self->hidden;
+  tf_linear_source gate_up[2] = {{.lora = NULL}}, down = {.lora = NULL};
   tf_code code = load_vector(file, "projector.norm.weight", width, &self->norm_weight, error);
   if (code == TF_OK) code = load_vector(file, "projector.norm.bias", width, &self->norm_bias, error);
   if (code == TF_OK)
-    code = load_linear(file, "projector.gate.weight", "projector.gate.bias", self->hidden, width, &self->gate, error);
+    code = find_linear(file, "projector.gate.weight", "projector.gate.bias", hidden, width, &gate_up[0], error);
   if (code == TF_OK)
-    code = load_linear(file, "projector.up.weight", "projector.up.bias", self->hidden, width, &self->up, error);
+    code = find_linear(file, "projector.up.weight", "projector.up.bias", hidden, width, &gate_up[1], error);
   if (code == TF_OK)
-    code = load_linear(file, "projector.down.weight", "projector.down.bias", self->llm_width, self->hidden, &self->down,
-                       error);
+    code = find_linear(file, "projector.down.weight", "projector.down.bias", self->llm_width, hidden, &down, error);
+  if (code == TF_OK) code = tf_linear_pack_joined(gate_up, 2, TF_JOIN_SWIGLU, TF_COMPUTE_AUTO, &self->gate_up, error);
+  if (code == TF_OK) code = tf_linear_pack_joined(&down, 1, TF_JOIN_PARTS, TF_COMPUTE_AUTO, &self->down, error);
   return code;
 }
 
 static tf_code take_workspace(tf_projector *self, tf_error *error) {
   size_t rows = (size_t)tf_pooler_tokens(self->poolers[self->count - 1]);
   self->pooled = calloc(rows * (size_t)self->vision_width, sizeof(float));
-  self->gate_rows = calloc(rows * (size_t)self->hidden, sizeof(float));
-  self->up_rows = calloc(rows * (size_t)self->hidden, sizeof(float));
-  if (self->pooled == NULL || self->gate_rows == NULL || self->up_rows == NULL)
+  self->hidden_rows = calloc(rows * (size_t)self->hidden, sizeof(float));
+  self->rows = tf_rows_new((int64_t)rows, self->vision_width > self->hidden ? self->vision_width : self->hidden);
+  if (self->pooled == NULL || self->hidden_rows == NULL || self->rows == NULL)
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to project %zu tokens", rows);
   return TF_OK;
 }
@@ -144,14 +145,13 @@ void tf_projector_free(tf_projector **self) {
   tf_projector *projector = *self;
   if (projector == NULL) return;
   for (uint32_t i = 0; i < projector->count; i++) tf_pooler_free(&projector->poolers[i]);
-  tf_linear_free(&projector->gate);
-  tf_linear_free(&projector->up);
+  tf_linear_free(&projector->gate_up);
   tf_linear_free(&projector->down);
   free(projector->norm_weight);
   free(projector->norm_bias);
   free(projector->pooled);
-  free(projector->gate_rows);
-  free(projector->up_rows);
+  free(projector->hidden_rows);
+  tf_rows_free(&projector->rows);
   free(projector);
   *self = NULL;
 }
@@ -187,11 +187,10 @@ tf_code tf_projector_run(tf_projector *self, tf_pool *pool, const float *x, uint
                    (unsigned)tokens);
   int64_t rows = tokens;
   tf_pooler_apply(pooler, x, self->vision_width, self->pooled); /* [tokens, vision_width] */
-  tf_layer_norm(pool, self->pooled, rows, self->vision_width, self->norm_weight, self->norm_bias,
-                self->layer_norm_epsilon, self->pooled);
-  tf_linear_apply(self->gate, pool, self->pooled, rows, self->gate_rows, NULL); /* [tokens, hidden] */
-  tf_linear_apply(self->up, pool, self->pooled, rows, self->up_rows, NULL);     /* [tokens, hidden] */
-  tf_silu_multiply(pool, self->gate_rows, self->up_rows, rows * self->hidden);
-  tf_linear_apply(self->down, pool, self->gate_rows, rows, out, NULL); /* [tokens, llm_width] */
+  tf_row_norm norm = {.weight = self->norm_weight, .bias = self->norm_bias, .epsilon = self->layer_norm_epsilon};
+  tf_rows_load(self->rows, pool, self->gate_up, self->pooled, rows, &norm);
+  tf_linear_apply_rows(self->gate_up, pool, self->rows, &self->hidden_rows, NULL); /* [tokens, hidden] */
+  tf_rows_load(self->rows, pool, self->down, self->hidden_rows, rows, NULL);
+  tf_linear_apply_rows(self->down, pool, self->rows, &out, NULL); /* [tokens, llm_width] */
   return TF_OK;
 }

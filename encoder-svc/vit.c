@@ -19,9 +19,9 @@ typedef struct vit_norm {
 
 typedef struct vit_block {
   vit_norm norm1, norm2;
-  tf_linear *query, *key, *value, *output; /* [width, width] */
-  tf_linear *up, *down;                    /* [mlp_width, width], [width, mlp_width] */
-  const float *scale1, *scale2;            /* [width] LayerScale; NULL: none */
+  tf_linear *qkv, *output;      /* [width, width], three of them joined */
+  tf_linear *up, *down;         /* [mlp_width, width], [width, mlp_width] */
+  const float *scale1, *scale2; /* [width] LayerScale; NULL: none */
 } vit_block;
 
 struct tf_vit {
@@ -37,7 +37,8 @@ struct tf_vit {
   int64_t vector_end, vectors_max;
   /* Workspace of a pass, rows = batch_max * tokens. */
   float *columns;             /* [patches, 3 * p * p], one image */
-  float *x, *normed;          /* [rows, width] */
+  float *x, *mixed;           /* [rows, width] */
+  tf_rows *rows;              /* what goes into a linear, of any width */
   float *query, *key, *value; /* [rows, width] */
   float *hidden;              /* [rows, mlp_width] */
 };
@@ -185,19 +186,24 @@ static vit_norm load_norm(loader *self, const char *weight, const char *bias) {
   return (vit_norm){.weight = load_vector(self, weight), .bias = load_vector(self, bias)};
 }
 
-/* name.weight [out, in] and name.bias [out] */
-static tf_linear *load_linear(loader *self, const char *name, int64_t out, int64_t in) {
+/* name.weight [out, in] and name.bias [out], one or several of them joined. */
+static tf_linear *load_linear(loader *self, const char *const *names, int count, int64_t out, int64_t in) {
   char part[PART_BYTES_MAX], full[NAME_BYTES_MAX];
-  const tf_tensor *weight, *bias;
+  tf_linear_source sources[TF_LINEAR_PARTS_MAX] = {{.lora = NULL}};
   tf_linear *linear = NULL;
-  if (self->code != TF_OK) return NULL;
-  snprintf(part, sizeof part, "%s.weight", name);
-  self->code = tf_gguf_require(self->file, full_name(self, part, full), 2, (int64_t[]){out, in}, &weight, self->error);
-  if (self->code != TF_OK) return NULL;
-  snprintf(part, sizeof part, "%s.bias", name);
-  self->code = tf_gguf_require(self->file, full_name(self, part, full), 1, (int64_t[]){out}, &bias, self->error);
-  if (self->code != TF_OK) return NULL;
-  self->code = tf_linear_pack(weight, bias, NULL, &linear, self->error);
+  for (int i = 0; i < count; i++) {
+    if (self->code != TF_OK) return NULL;
+    tf_linear_source *source = &sources[i];
+    snprintf(part, sizeof part, "%s.weight", names[i]);
+    self->code =
+        tf_gguf_require(self->file, full_name(self, part, full), 2, (int64_t[]){out, in}, &source->weight, self->error);
+    if (self->code != TF_OK) return NULL;
+    snprintf(part, sizeof part, "%s.bias", names[i]);
+    self->code =
+        tf_gguf_require(self->file, full_name(self, part, full), 1, (int64_t[]){out}, &source->bias, self->error);
+  }
+  if (self->code == TF_OK)
+    self->code = tf_linear_pack_joined(sources, count, TF_JOIN_PARTS, TF_COMPUTE_AUTO, &linear, self->error);
   return linear;
 }
 
@@ -215,7 +221,7 @@ static void load_patch(loader *self) {
   matrix.shape[1] = CHANNELS * p * p;
   matrix.shape[2] = matrix.shape[3] = 1;
   const tf_tensor *bias = tf_gguf_tensor(self->file, "vision.patch.bias"); /* CLIP has none */
-  self->code = tf_linear_pack(&matrix, bias, NULL, &self->vit->patch, self->error);
+  self->code = tf_linear_pack(&matrix, bias, NULL, TF_COMPUTE_AUTO, &self->vit->patch, self->error);
 }
 
 static void load_positions(loader *self) {
@@ -251,13 +257,11 @@ static void load_block(loader *self, vit_block *block) {
   const tf_vit_config *config = &self->vit->config;
   int64_t width = config->width;
   block->norm1 = load_norm(self, "norm1.weight", "norm1.bias");
-  block->query = load_linear(self, "attn_q", width, width);
-  block->key = load_linear(self, "attn_k", width, width);
-  block->value = load_linear(self, "attn_v", width, width);
-  block->output = load_linear(self, "attn_output", width, width);
+  block->qkv = load_linear(self, (const char *[]){"attn_q", "attn_k", "attn_v"}, 3, width, width);
+  block->output = load_linear(self, (const char *[]){"attn_output"}, 1, width, width);
   block->norm2 = load_norm(self, "norm2.weight", "norm2.bias");
-  block->up = load_linear(self, "mlp_up", config->mlp_width, width);
-  block->down = load_linear(self, "mlp_down", width, config->mlp_width);
+  block->up = load_linear(self, (const char *[]){"mlp_up"}, 1, config->mlp_width, width);
+  block->down = load_linear(self, (const char *[]){"mlp_down"}, 1, width, config->mlp_width);
   if (!config->layer_scale) return;
   block->scale1 = load_vector(self, "scale1");
   block->scale2 = load_vector(self, "scale2");
@@ -289,13 +293,14 @@ static tf_code take_memory(tf_vit *vit, tf_error *error) {
   vit->blocks = calloc((size_t)config->layer_count, sizeof *vit->blocks);
   vit->columns = new_floats(config->patches * CHANNELS * config->patch_size * config->patch_size);
   vit->x = new_floats(rows * width);
-  vit->normed = new_floats(rows * width);
+  vit->mixed = new_floats(rows * width);
+  vit->rows = tf_rows_new(rows, width > config->mlp_width ? width : config->mlp_width);
   vit->query = new_floats(rows * width);
   vit->key = new_floats(rows * width);
   vit->value = new_floats(rows * width);
   vit->hidden = new_floats(rows * config->mlp_width);
-  if (vit->vectors == NULL || vit->blocks == NULL || vit->columns == NULL || vit->x == NULL || vit->normed == NULL ||
-      vit->query == NULL || vit->key == NULL || vit->value == NULL || vit->hidden == NULL)
+  if (vit->vectors == NULL || vit->blocks == NULL || vit->columns == NULL || vit->x == NULL || vit->mixed == NULL ||
+      vit->rows == NULL || vit->query == NULL || vit->key == NULL || vit->value == NULL || vit->hidden == NULL)
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a ViT pass over %lld images", (long long)vit->batch_max);
   return TF_OK;
 }
@@ -321,12 +326,13 @@ void tf_vit_free(tf_vit **self) {
   if (vit == NULL) return;
   for (int64_t i = 0; vit->blocks != NULL && i < vit->config.layer_count; i++) {
     vit_block *block = &vit->blocks[i];
-    tf_linear **linears[] = {&block->query, &block->key, &block->value, &block->output, &block->up, &block->down};
+    tf_linear **linears[] = {&block->qkv, &block->output, &block->up, &block->down};
     for (size_t j = 0; j < sizeof linears / sizeof *linears; j++) tf_linear_free(linears[j]);
   }
   tf_linear_free(&vit->patch);
-  float *buffers[] = {vit->vectors, vit->columns, vit->x, vit->normed, vit->query, vit->key, vit->value, vit->hidden};
+  float *buffers[] = {vit->vectors, vit->columns, vit->x, vit->mixed, vit->query, vit->key, vit->value, vit->hidden};
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
+  tf_rows_free(&vit->rows);
   free(vit->blocks);
   free(vit);
   *self = NULL;
@@ -368,25 +374,33 @@ static void norm(const tf_vit *vit, tf_pool *pool, const vit_norm *weights, cons
   tf_layer_norm(pool, x, rows, vit->config.width, weights->weight, weights->bias, vit->config.layer_norm_epsilon, y);
 }
 
+/* The input of a linear: x as it is, or after a LayerNorm. */
+static void load_rows(tf_vit *vit, tf_pool *pool, const tf_linear *linear, const float *x, int64_t rows,
+                      const vit_norm *weights) {
+  tf_row_norm norm = {.weight = NULL};
+  if (weights != NULL)
+    norm = (tf_row_norm){.weight = weights->weight, .bias = weights->bias, .epsilon = vit->config.layer_norm_epsilon};
+  tf_rows_load(vit->rows, pool, linear, x, rows, &norm);
+}
+
 /* x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x)).  x: [batch * tokens, width] */
 static tf_code run_block(tf_vit *vit, tf_pool *pool, const vit_block *block, int64_t batch) {
   const tf_vit_config *config = &vit->config;
   int64_t rows = batch * config->tokens, head_width = config->width / config->head_count;
-  norm(vit, pool, &block->norm1, vit->x, rows, vit->normed);                /* [rows, width] */
-  tf_linear_apply(block->query, pool, vit->normed, rows, vit->query, NULL); /* [rows, width] */
-  tf_linear_apply(block->key, pool, vit->normed, rows, vit->key, NULL);     /* [rows, width] */
-  tf_linear_apply(block->value, pool, vit->normed, rows, vit->value, NULL); /* [rows, width] */
-  float *mixed = vit->normed;                                               /* no longer needed as norm1's output */
+  load_rows(vit, pool, block->qkv, vit->x, rows, &block->norm1);
+  tf_linear_apply_rows(block->qkv, pool, vit->rows, (float *[]){vit->query, vit->key, vit->value}, NULL);
   tf_code code = tf_attention_full(pool, vit->query, vit->key, vit->value, batch, config->tokens, config->head_count,
-                                   head_width, mixed);
+                                   head_width, vit->mixed); /* [rows, width] */
   if (code != TF_OK) return code;
   const tf_epilogue after_attention = {.scale = block->scale1, .residual = vit->x};
-  tf_linear_apply(block->output, pool, mixed, rows, vit->x, &after_attention); /* [rows, width] */
-  norm(vit, pool, &block->norm2, vit->x, rows, vit->normed);                   /* [rows, width] */
+  load_rows(vit, pool, block->output, vit->mixed, rows, NULL);
+  tf_linear_apply_rows(block->output, pool, vit->rows, &vit->x, &after_attention); /* [rows, width] */
   const tf_epilogue activate = {.activation = config->activation};
-  tf_linear_apply(block->up, pool, vit->normed, rows, vit->hidden, &activate); /* [rows, mlp_width] */
+  load_rows(vit, pool, block->up, vit->x, rows, &block->norm2);
+  tf_linear_apply_rows(block->up, pool, vit->rows, &vit->hidden, &activate); /* [rows, mlp_width] */
   const tf_epilogue after_mlp = {.scale = block->scale2, .residual = vit->x};
-  tf_linear_apply(block->down, pool, vit->hidden, rows, vit->x, &after_mlp); /* [rows, width] */
+  load_rows(vit, pool, block->down, vit->hidden, rows, NULL);
+  tf_linear_apply_rows(block->down, pool, vit->rows, &vit->x, &after_mlp); /* [rows, width] */
   return TF_OK;
 }
 

@@ -7,9 +7,10 @@
 
 #include "common/log.h"
 #include "llm-svc/service.h"
+#include "tensor/cpu.h"
 
 typedef struct settings {
-  const char *model, *log_level, *health, *tensor_bind, *tensor_advertise;
+  const char *model, *compute, *cpu, *log_level, *health, *tensor_bind, *tensor_advertise;
   tf_string_list routers;
   int64_t threads, kv_tokens, sequences, batch_rows, peer_timeout_ms, drain_timeout_s;
   bool insecure;
@@ -21,6 +22,8 @@ static const tf_option options[] = {
   {"model", 'm', TF_OPTION_STRING, AT(model), 0, 0, NULL, "DIR", "model folder; unset: the installed one"},
   {"routers", 'r', TF_OPTION_LIST, AT(routers), 0, 0, "tcp://127.0.0.1:7701", "ENDPOINTS", "routers to work for"},
   {"threads", 't', TF_OPTION_INT, AT(threads), 0, 1024, "0", "threads", "that compute; 0: one for each allowed core"},
+  {"compute", 0, TF_OPTION_CHOICE, AT(compute), 0, 0, "auto", TF_COMPUTE_CHOICES, "arithmetic of the matrix products; auto: the fastest that keeps the captions' quality"},
+  {"cpu", 0, TF_OPTION_CHOICE, AT(cpu), 0, 0, "auto", TF_CPU_CHOICES, "instructions to use; auto: the best that there are"},
   {"tensor-bind", 'b', TF_OPTION_STRING, AT(tensor_bind), 0, 0, "tcp://127.0.0.1:*", "ENDPOINT", "where encoders deliver vision tokens"},
   {"tensor-advertise", 0, TF_OPTION_STRING, AT(tensor_advertise), 0, 0, NULL, "ENDPOINT", "what encoders are told; unset: where --tensor-bind ended up"},
   {"kv-tokens", 0, TF_OPTION_INT, AT(kv_tokens), 64, 16777216, "16384", "tokens", "that the KV cache holds"},
@@ -141,6 +144,7 @@ int main(int argc, char **argv) {
   tf_options_outcome outcome = TF_OPTIONS_RUN;
   tf_code code = tf_options_parse(&program, argc, argv, &self.settings, NULL, NULL, &outcome, &error);
   if (code == TF_OK && outcome != TF_OPTIONS_RUN) return 0;
+  if (code == TF_OK) code = tf_cpu_use(self.settings.cpu, self.settings.compute, &error);
   if (code == TF_OK) code = check_settings(&self.settings, &error);
   if (code != TF_OK) {
     fprintf(stderr, "tokenflex-llm: %s (--help shows the options)\n", error.text);
@@ -151,6 +155,7 @@ int main(int argc, char **argv) {
   if (code == TF_OK) {
     tf_log_info("started", TF_STR("instance", self.instance), TF_STR("model", self.model.name),
                 TF_STR("model_dir", self.model.path), TF_STR("version", TF_VERSION),
+                TF_STR("cpu", tf_cpu_name(tf_cpu_level())), TF_STR("compute", tf_compute_name(tf_cpu_compute())),
                 TF_STR("tensor_endpoint", tf_llm_service_endpoint(self.service)),
                 TF_INT("threads", tf_pool_threads(self.pool)), TF_INT("sequences", self.settings.sequences),
                 TF_INT("kv_tokens", self.settings.kv_tokens));

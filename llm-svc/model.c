@@ -12,10 +12,10 @@
 struct tf_llm_scratch {
   uint32_t rows_max, logits_max, blocks_max;
   float *x;           /* [rows, width]: the residual stream */
-  float *normed;      /* [rows, width] */
+  tf_rows *rows;      /* what goes into a linear, of any width */
   float *q, *mixed;   /* [rows, heads * head_dim] */
   float *k, *v;       /* [rows, kv_heads * head_dim] */
-  float *gate, *up;   /* [rows, ffn_width] */
+  float *hidden;      /* [rows, ffn_width] */
   float *logits;      /* [logits_max, vocabulary] */
   int32_t *positions; /* [rows] */
   /* One layer's blocks: block_* hold the pointers of one sequence after the other, row_* each row's first. */
@@ -43,21 +43,21 @@ tf_code tf_llm_scratch_new(const tf_llm *model, uint32_t rows_max, uint32_t logi
   self->logits_max = logits_max;
   self->blocks_max = kv_blocks_max;
   self->x = floats(rows_max, c->width);
-  self->normed = floats(rows_max, c->width);
+  uint64_t width_max = c->width > q_width ? c->width : q_width;
+  self->rows = tf_rows_new(rows_max, (int64_t)(width_max > c->ffn_width ? width_max : c->ffn_width));
   self->q = floats(rows_max, q_width);
   self->mixed = floats(rows_max, q_width);
   self->k = floats(rows_max, kv_width);
   self->v = floats(rows_max, kv_width);
-  self->gate = floats(rows_max, c->ffn_width);
-  self->up = floats(rows_max, c->ffn_width);
+  self->hidden = floats(rows_max, c->ffn_width);
   self->logits = floats(logits_max, c->vocabulary);
   self->positions = malloc(rows_max * sizeof *self->positions);
   self->block_keys = malloc(kv_blocks_max * sizeof *self->block_keys);
   self->block_values = malloc(kv_blocks_max * sizeof *self->block_values);
   self->row_keys = malloc(rows_max * sizeof *self->row_keys);
   self->row_values = malloc(rows_max * sizeof *self->row_values);
-  if (self->x == NULL || self->normed == NULL || self->q == NULL || self->mixed == NULL || self->k == NULL ||
-      self->v == NULL || self->gate == NULL || self->up == NULL || self->logits == NULL || self->positions == NULL ||
+  if (self->x == NULL || self->rows == NULL || self->q == NULL || self->mixed == NULL || self->k == NULL ||
+      self->v == NULL || self->hidden == NULL || self->logits == NULL || self->positions == NULL ||
       self->block_keys == NULL || self->block_values == NULL || self->row_keys == NULL || self->row_values == NULL) {
     tf_llm_scratch_free(&self);
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for batches of %u rows", rows_max);
@@ -69,9 +69,10 @@ tf_code tf_llm_scratch_new(const tf_llm *model, uint32_t rows_max, uint32_t logi
 void tf_llm_scratch_free(tf_llm_scratch **handle) {
   tf_llm_scratch *self = *handle;
   if (self == NULL) return;
-  void *parts[] = {self->x,          self->normed,       self->q,        self->mixed,     self->k,
-                   self->v,          self->gate,         self->up,       self->logits,    self->positions,
-                   self->block_keys, self->block_values, self->row_keys, self->row_values};
+  void *parts[] = {self->x,        self->q,         self->mixed,     self->k,          self->v,
+                   self->hidden,   self->logits,    self->positions, self->block_keys, self->block_values,
+                   self->row_keys, self->row_values};
+  tf_rows_free(&self->rows);
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
   free(self);
   *handle = NULL;
@@ -127,10 +128,9 @@ static tf_code attend(const tf_llm *self, tf_pool *pool, const tf_kv *kv, uint32
   const tf_llm_config *c = &self->config;
   const tf_llm_layer *weights = &self->layers[layer];
   int64_t q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
-  tf_rms_norm(pool, scratch->x, count, c->width, weights->attention_norm, c->norm_epsilon, scratch->normed);
-  tf_linear_apply(weights->q, pool, scratch->normed, count, scratch->q, NULL);
-  tf_linear_apply(weights->k, pool, scratch->normed, count, scratch->k, NULL);
-  tf_linear_apply(weights->v, pool, scratch->normed, count, scratch->v, NULL);
+  tf_row_norm norm = {.weight = weights->attention_norm, .epsilon = c->norm_epsilon};
+  tf_rows_load(scratch->rows, pool, weights->qkv, scratch->x, count, &norm);
+  tf_linear_apply_rows(weights->qkv, pool, scratch->rows, (float *[]){scratch->q, scratch->k, scratch->v}, NULL);
   tf_rope(pool, scratch->q, count, q_width, c->heads, c->head_dim, scratch->positions, c->rope_base, c->rope_layout);
   tf_rope(pool, scratch->k, count, kv_width, c->kv_heads, c->head_dim, scratch->positions, c->rope_base,
           c->rope_layout);
@@ -144,12 +144,13 @@ static void finish_layer(const tf_llm *self, tf_pool *pool, uint32_t layer, uint
   const tf_llm_config *c = &self->config;
   const tf_llm_layer *weights = &self->layers[layer];
   tf_epilogue add = {.residual = scratch->x};
-  tf_linear_apply(weights->attention_output, pool, scratch->mixed, count, scratch->x, &add);
-  tf_rms_norm(pool, scratch->x, count, c->width, weights->ffn_norm, c->norm_epsilon, scratch->normed);
-  tf_linear_apply(weights->gate, pool, scratch->normed, count, scratch->gate, NULL);
-  tf_linear_apply(weights->up, pool, scratch->normed, count, scratch->up, NULL);
-  tf_silu_multiply(pool, scratch->gate, scratch->up, (int64_t)count * c->ffn_width);
-  tf_linear_apply(weights->down, pool, scratch->gate, count, scratch->x, &add);
+  tf_row_norm norm = {.weight = weights->ffn_norm, .epsilon = c->norm_epsilon};
+  tf_rows_load(scratch->rows, pool, weights->attention_output, scratch->mixed, count, NULL);
+  tf_linear_apply_rows(weights->attention_output, pool, scratch->rows, &scratch->x, &add);
+  tf_rows_load(scratch->rows, pool, weights->gate_up, scratch->x, count, &norm);
+  tf_linear_apply_rows(weights->gate_up, pool, scratch->rows, &scratch->hidden, NULL); /* silu(gate) * up */
+  tf_rows_load(scratch->rows, pool, weights->down, scratch->hidden, count, NULL);
+  tf_linear_apply_rows(weights->down, pool, scratch->rows, &scratch->x, &add);
 }
 
 /* Past the last layer's attention only rows that want logits matter: moves them to the front, returns how many. */
@@ -180,7 +181,8 @@ tf_code tf_llm_forward(const tf_llm *self, tf_pool *pool, tf_kv *kv, tf_llm_scra
     finish_layer(self, pool, layer, wanted, scratch);
   }
   assert(wanted <= scratch->logits_max);
-  tf_rms_norm(pool, scratch->x, wanted, c->width, self->output_norm, c->norm_epsilon, scratch->normed);
-  tf_linear_apply(self->output, pool, scratch->normed, wanted, scratch->logits, NULL);
+  tf_row_norm norm = {.weight = self->output_norm, .epsilon = c->norm_epsilon};
+  tf_rows_load(scratch->rows, pool, self->output, scratch->x, wanted, &norm);
+  tf_linear_apply_rows(self->output, pool, scratch->rows, &scratch->logits, NULL);
   return TF_OK;
 }

@@ -1,5 +1,5 @@
 /* Loading the decoder. In: llm.gguf, and adapter.gguf for its LoRA. Out: a tf_llm, every shape checked.
- * Linears are first listed, then packed (f32, LoRA merged) in parallel. */
+ * Linears are first listed, then packed (LoRA merged) in parallel. */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -8,7 +8,7 @@
 
 #include "llm-svc/model_parts.h"
 
-enum { LINEARS_PER_LAYER = 7, NAME_BYTES_MAX = 96 };
+enum { LINEARS_PER_LAYER = 4, PARTS_MAX = 3, NAME_BYTES_MAX = 96 };
 
 /* One architecture of GGUF: what differs between them. */
 typedef struct architecture {
@@ -21,11 +21,12 @@ static const architecture ARCHITECTURES[] = {
     {"qwen2", TF_ROPE_HALF_SPLIT},
 };
 
-/* A linear to be packed. */
+/* A linear to be packed: of one matrix, or of several that read the same input. */
 typedef struct pack_job {
-  const tf_tensor *weight, *bias;
-  tf_lora lora;
-  bool has_lora;
+  tf_linear_source parts[PARTS_MAX];
+  tf_lora loras[PARTS_MAX];
+  int count;
+  tf_linear_join join;
   tf_linear **out;
 } pack_job;
 
@@ -127,39 +128,42 @@ static tf_code load_vector(const loader *self, const char *name, float **out) {
   return TF_OK;
 }
 
-/* The LoRA of the weight `name`, where the adapter has one. */
-static tf_code find_lora(loader *self, const char *name, int64_t outputs, int64_t inputs, pack_job *job) {
+/* The LoRA of the weight `name`, where the adapter has one (else a stays NULL). */
+static tf_code find_lora(loader *self, const char *name, int64_t outputs, int64_t inputs, tf_lora *lora) {
   char a_name[NAME_BYTES_MAX], b_name[NAME_BYTES_MAX];
   if (self->adapter == NULL) return TF_OK;
   snprintf(a_name, sizeof a_name, "%s.lora_a", name);
   snprintf(b_name, sizeof b_name, "%s.lora_b", name);
   if (tf_gguf_tensor(self->adapter, a_name) == NULL && tf_gguf_tensor(self->adapter, b_name) == NULL) return TF_OK;
   int64_t a_shape[2] = {-1, inputs};
-  tf_code code = tf_gguf_require(self->adapter, a_name, 2, a_shape, &job->lora.a, self->error);
+  tf_code code = tf_gguf_require(self->adapter, a_name, 2, a_shape, &lora->a, self->error);
   if (code != TF_OK) return code;
-  int64_t rank = job->lora.a->shape[0], b_shape[2] = {outputs, rank};
-  code = tf_gguf_require(self->adapter, b_name, 2, b_shape, &job->lora.b, self->error);
+  int64_t rank = lora->a->shape[0], b_shape[2] = {outputs, rank};
+  code = tf_gguf_require(self->adapter, b_name, 2, b_shape, &lora->b, self->error);
   if (code != TF_OK) return code;
   if (rank == 0 || self->lora_alpha == 0)
     return tf_fail(self->error, TF_ERR_MODEL_INVALID, "%s: %s needs a rank and adapter.lora.alpha",
                    tf_gguf_path(self->adapter), a_name);
-  job->lora.scale = (float)(self->lora_alpha / (double)rank);
-  job->has_lora = true;
+  lora->scale = (float)(self->lora_alpha / (double)rank);
   self->lora_used += 2;
   return TF_OK;
 }
 
-static tf_code list_linear(loader *self, const char *prefix, int64_t outputs, int64_t inputs, tf_linear **out) {
+/* Adds a matrix to the job that is being listed, self->jobs[self->job_count]. */
+static tf_code list_part(loader *self, const char *prefix, int64_t outputs, int64_t inputs) {
   char weight_name[NAME_BYTES_MAX - 8], bias_name[NAME_BYTES_MAX - 8];
   snprintf(weight_name, sizeof weight_name, "%s.weight", prefix);
   snprintf(bias_name, sizeof bias_name, "%s.bias", prefix);
-  pack_job job = {.out = out};
+  pack_job *job = &self->jobs[self->job_count];
+  tf_linear_source *part = &job->parts[job->count];
+  tf_lora *lora = &job->loras[job->count];
   int64_t shape[2] = {outputs, inputs};
-  tf_code code = tf_gguf_require(self->file, weight_name, 2, shape, &job.weight, self->error);
+  tf_code code = tf_gguf_require(self->file, weight_name, 2, shape, &part->weight, self->error);
   if (code == TF_OK && tf_gguf_tensor(self->file, bias_name) != NULL)
-    code = tf_gguf_require(self->file, bias_name, 1, &outputs, &job.bias, self->error);
-  if (code == TF_OK) code = find_lora(self, weight_name, outputs, inputs, &job);
-  if (code == TF_OK) self->jobs[self->job_count++] = job;
+    code = tf_gguf_require(self->file, bias_name, 1, &outputs, &part->bias, self->error);
+  if (code == TF_OK) code = find_lora(self, weight_name, outputs, inputs, lora);
+  if (lora->a != NULL) part->lora = lora;
+  job->count++;
   return code;
 }
 
@@ -168,27 +172,40 @@ static tf_code list_layer(loader *self, uint32_t index) {
   tf_llm_layer *layer = &self->model->layers[index];
   int64_t q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
   struct {
-    const char *name;
-    int64_t outputs, inputs;
+    int count;
+    tf_linear_join join;
     tf_linear **out;
+    struct {
+      const char *name;
+      int64_t outputs, inputs;
+    } parts[PARTS_MAX];
   } linears[LINEARS_PER_LAYER] = {
-      {"attn_q", q_width, c->width, &layer->q},           {"attn_k", kv_width, c->width, &layer->k},
-      {"attn_v", kv_width, c->width, &layer->v},          {"attn_output", c->width, q_width, &layer->attention_output},
-      {"ffn_gate", c->ffn_width, c->width, &layer->gate}, {"ffn_up", c->ffn_width, c->width, &layer->up},
-      {"ffn_down", c->width, c->ffn_width, &layer->down}};
+      {3,
+       TF_JOIN_PARTS,
+       &layer->qkv,
+       {{"attn_q", q_width, c->width}, {"attn_k", kv_width, c->width}, {"attn_v", kv_width, c->width}}},
+      {1, TF_JOIN_PARTS, &layer->attention_output, {{"attn_output", c->width, q_width}}},
+      {2, TF_JOIN_SWIGLU, &layer->gate_up, {{"ffn_gate", c->ffn_width, c->width}, {"ffn_up", c->ffn_width, c->width}}},
+      {1, TF_JOIN_PARTS, &layer->down, {{"ffn_down", c->width, c->ffn_width}}}};
   char name[NAME_BYTES_MAX / 2];
   snprintf(name, sizeof name, "blk.%u.attn_norm.weight", index);
   tf_code code = load_vector(self, name, &layer->attention_norm);
   snprintf(name, sizeof name, "blk.%u.ffn_norm.weight", index);
   if (code == TF_OK) code = load_vector(self, name, &layer->ffn_norm);
   for (int i = 0; i < LINEARS_PER_LAYER && code == TF_OK; i++) {
-    snprintf(name, sizeof name, "blk.%u.%s", index, linears[i].name);
-    code = list_linear(self, name, linears[i].outputs, linears[i].inputs, linears[i].out);
+    self->jobs[self->job_count].join = linears[i].join;
+    self->jobs[self->job_count].out = linears[i].out;
+    for (int p = 0; p < linears[i].count && code == TF_OK; p++) {
+      snprintf(name, sizeof name, "blk.%u.%s", index, linears[i].parts[p].name);
+      code = list_part(self, name, linears[i].parts[p].outputs, linears[i].parts[p].inputs);
+    }
+    self->job_count++;
   }
   return code;
 }
 
-/* Embedding and output: one matrix where they are tied, then packed once and read row by row for the embedding. */
+/* Embedding and output: one matrix where they are tied. Embeddings are read from the file, as exact as it is, unless a
+ * LoRA changes them. */
 static tf_code list_output(loader *self) {
   tf_llm *model = self->model;
   int64_t shape[2] = {-1, model->config.width};
@@ -200,11 +217,13 @@ static tf_code list_output(loader *self) {
     return tf_fail(self->error, TF_ERR_MODEL_INVALID, "%s: a vocabulary of %lld tokens", tf_gguf_path(self->file),
                    (long long)embedding->shape[0]);
   model->config.vocabulary = (uint32_t)embedding->shape[0];
-  if (tf_gguf_tensor(self->file, "output.weight") != NULL) {
-    model->embedding = embedding;
-    return list_linear(self, "output", embedding->shape[0], model->config.width, &model->output);
-  }
-  return list_linear(self, "token_embd", embedding->shape[0], model->config.width, &model->output);
+  bool tied = tf_gguf_tensor(self->file, "output.weight") == NULL;
+  pack_job *job = &self->jobs[self->job_count];
+  job->out = &model->output;
+  code = list_part(self, tied ? "token_embd" : "output", embedding->shape[0], model->config.width);
+  if (!tied || job->parts[0].lora == NULL) model->embedding = embedding;
+  self->job_count++;
+  return code;
 }
 
 static void pack_some(void *context, int64_t begin, int64_t end, int thread) {
@@ -213,7 +232,7 @@ static void pack_some(void *context, int64_t begin, int64_t end, int thread) {
   for (int64_t i = begin; i < end; i++) {
     const pack_job *job = &self->jobs[i];
     tf_error error;
-    tf_code code = tf_linear_pack(job->weight, job->bias, job->has_lora ? &job->lora : NULL, job->out, &error);
+    tf_code code = tf_linear_pack_joined(job->parts, job->count, job->join, TF_COMPUTE_AUTO, job->out, &error);
     if (code == TF_OK) continue;
     pthread_mutex_lock(&self->mutex);
     if (self->code == TF_OK) self->code = tf_fail(self->error, code, "%s: %s", tf_gguf_path(self->file), error.text);
@@ -277,8 +296,7 @@ void tf_llm_free(tf_llm **handle) {
   if (self == NULL) return;
   for (uint32_t i = 0; self->layers != NULL && i < self->config.layers; i++) {
     tf_llm_layer *layer = &self->layers[i];
-    tf_linear **linears[LINEARS_PER_LAYER] = {&layer->q,    &layer->k,  &layer->v,   &layer->attention_output,
-                                              &layer->gate, &layer->up, &layer->down};
+    tf_linear **linears[LINEARS_PER_LAYER] = {&layer->qkv, &layer->attention_output, &layer->gate_up, &layer->down};
     for (int j = 0; j < LINEARS_PER_LAYER; j++) tf_linear_free(linears[j]);
     free(layer->attention_norm);
     free(layer->ffn_norm);

@@ -7,9 +7,9 @@
 
 typedef struct tf_llm_layer {
   float *attention_norm, *ffn_norm; /* [width] */
-  tf_linear *q, *k, *v;             /* width -> heads * head_dim, kv_heads * head_dim twice */
+  tf_linear *qkv;                   /* width -> heads * head_dim, kv_heads * head_dim twice: joined parts */
   tf_linear *attention_output;      /* heads * head_dim -> width */
-  tf_linear *gate, *up, *down;      /* width -> ffn_width twice, ffn_width -> width */
+  tf_linear *gate_up, *down;        /* width -> ffn_width, SwiGLU; ffn_width -> width */
 } tf_llm_layer;
 
 struct tf_llm {
@@ -17,7 +17,7 @@ struct tf_llm {
   tf_llm_layer *layers;       /* [config.layers] */
   float *output_norm;         /* [width] */
   tf_linear *output;          /* width -> vocabulary */
-  const tf_tensor *embedding; /* [vocabulary, width] in the file; NULL: tied, rows come from `output` */
+  const tf_tensor *embedding; /* [vocabulary, width] in the file; NULL: rows come from `output` */
 };
 
 #endif

@@ -1,235 +1,187 @@
-/* tf_linear over OpenBLAS f32. In: weights of any dtype, unpacked to f32 once; rows of activations. Out: rows.
- * The product is made in tiles; bias, activation, scale and residual are applied to each as soon as it is there. */
+/* tf_linear applied. In: packed weights, rows in the kernel's form. Out: outputs, finished block by block.
+ * The work is cut into units of some panels by some rows. Inside a unit the panels stay while the rows pass by, so that
+ * weights come from memory once; a block of at most 32 rows goes from sums to outputs in the first-level cache. */
 #include "tensor/linear.h"
 
 #include <assert.h>
-#include <cblas.h>
-#include <inttypes.h>
 #include <stdlib.h>
 
-#include "tensor/ops.h"
-#include "tensor/vector.h"
+#include "tensor/linear_parts.h"
 
-enum {
-  /* A tile of the product: large, as each packs its part of the weights and of x anew; yet most of it is still in cache
-   * when bias and activation come to it. One that goes through the scratch has to fit there. */
-  TILE_ROWS_MAX = 1024,
-  SCRATCH_ROWS_MAX = 512,
-  SCRATCH_FLOATS = TF_POOL_SCRATCH_BYTES / (int)sizeof(float),
-  /* Up to this many rows the weights are streamed once in stretches of about L2's size, a matrix-vector product for
-   * each row: the time is memory's, and packing for a matrix product would read and write the weights once more. */
-  STREAMED_ROWS_MAX = 7,
-  STREAMED_FLOATS = 32768,
-  COLUMN_GRAIN = 16, /* one cache line of f32 */
-  ROW_GRAIN = 16
-};
-
-struct tf_linear {
-  int64_t in, out;
-  float *weight; /* [out, in] */
-  float *bias;   /* [out] or NULL */
-};
-
-static float *floats_new(int64_t count) {
-  if ((uint64_t)count > SIZE_MAX / sizeof(float) - 64) return NULL;
-  return aligned_alloc(64, ((size_t)count * sizeof(float) + 63) & ~(size_t)63);
-}
-
-static float *unpacked(const tf_tensor *tensor) {
-  float *out = floats_new(tf_tensor_elements(tensor));
-  if (out) tf_tensor_to_f32(tensor, 0, tf_tensor_elements(tensor), out);
-  return out;
-}
-
-static tf_code check_shapes(const tf_tensor *weight, const tf_tensor *bias, const tf_lora *lora, int64_t in,
-                            int64_t out, tf_error *error) {
-  if (weight->rank < 2 || in > INT32_MAX || out > INT32_MAX) {
-    return tf_fail(error, TF_ERR_MODEL_INVALID, "a weight is no matrix of up to 2^31-1 rows and columns");
-  }
-  tf_code code = bias ? tf_tensor_expect(bias, "(bias)", 1, &out, error) : TF_OK;
-  if (code != TF_OK || !lora) return code;
-  code = tf_tensor_expect(lora->a, "(lora_a)", 2, (int64_t[]){-1, in}, error);
-  if (code == TF_OK) code = tf_tensor_expect(lora->b, "(lora_b)", 2, (int64_t[]){out, lora->a->shape[0]}, error);
-  return code;
-}
-
-/* W += scale * B A */
-static tf_code merge_lora(tf_linear *self, const tf_lora *lora, tf_error *error) {
-  int rank = (int)lora->a->shape[0], in = (int)self->in, out = (int)self->out;
-  float *a = unpacked(lora->a), *b = unpacked(lora->b);
-  if (a && b) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, out, in, rank, lora->scale, b, rank, a, in, 1.0f,
-                self->weight, in);
-  }
-  tf_code code = a && b ? TF_OK : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory merging a LoRA");
-  free(a);
-  free(b);
-  return code;
-}
-
-tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_lora *lora, tf_linear **out,
-                       tf_error *error) {
-  *out = NULL;
-  tf_blas_single_threaded();
-  int64_t in = tf_tensor_elements(weight) / weight->shape[0];
-  tf_code code = check_shapes(weight, bias, lora, in, weight->shape[0], error);
-  if (code != TF_OK) return code;
-  tf_linear *self = calloc(1, sizeof *self);
-  if (!self) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight");
-  *self = (tf_linear){.in = in, .out = weight->shape[0]};
-  self->weight = unpacked(weight);
-  if (bias) self->bias = unpacked(bias);
-  if (!self->weight || (bias && !self->bias)) {
-    code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64,
-                   weight->shape[0], in);
-  }
-  if (code == TF_OK && lora) code = merge_lora(self, lora, error);
-  if (code == TF_OK)
-    *out = self;
-  else
-    tf_linear_free(&self);
-  return code;
-}
-
-void tf_linear_free(tf_linear **self_pointer) {
-  tf_linear *self = *self_pointer;
-  if (!self) return;
-  free(self->weight);
-  free(self->bias);
-  free(self);
-  *self_pointer = NULL;
-}
+enum { UNITS_A_THREAD = 8 };
 
 int64_t tf_linear_in(const tf_linear *self) {
   return self->in;
 }
 int64_t tf_linear_out(const tf_linear *self) {
-  return self->out;
+  return self->parts[0].out;
 }
-
-void tf_linear_row(const tf_linear *self, int64_t row, float *out) {
-  assert(row >= 0 && row < self->out);
-  memcpy(out, self->weight + row * self->in, (size_t)self->in * sizeof *out);
+tf_compute tf_linear_compute(const tf_linear *self) {
+  return self->kernel ? self->kernel->compute : TF_COMPUTE_F32;
+}
+const char *tf_linear_kernel(const tf_linear *self) {
+  return self->kernel ? self->kernel->name : "f32 openblas";
+}
+size_t tf_linear_bytes(const tf_linear *self) {
+  return self->weight_bytes;
 }
 
 typedef struct apply_job {
   const tf_linear *self;
-  tf_pool *pool;
-  const float *x;
-  int64_t rows;
-  float *y;
-  tf_epilogue epilogue;
-  /* Where the product is made: in y itself, unless y holds the residual that is to be added to something else than the
-   * plain product. accumulate: y holds the residual, and the product is added to it. */
-  bool through_scratch, accumulate;
+  const tf_rows *rows;
+  float *const *y;
+  const tf_epilogue *epilogue;
+  void (*product)(const tf_block *block);
+  int64_t unit_panels, unit_rows, row_units; /* units of one group of panels, beside each other in memory */
+  int64_t groups[TF_LINEAR_PARTS_MAX];       /* of panels, in each part */
 } apply_job;
 
-/* Rows [row, row + rows) and columns [column, column + columns) of y. */
-typedef struct tile {
-  int64_t row, rows, column, columns;
-} tile;
-
-static void add(float *x, const float *bias, int64_t count) {
-  int64_t i = 0;
-  for (; i + TF_LANES <= count; i += TF_LANES) tf_store8(x + i, tf_load8(x + i) + tf_load8(bias + i));
-  for (; i < count; i++) x[i] += bias[i];
+static int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
 }
 
-static void multiply(float *x, const float *scale, int64_t count) {
-  int64_t i = 0;
-  for (; i + TF_LANES <= count; i += TF_LANES) tf_store8(x + i, tf_load8(x + i) * tf_load8(scale + i));
-  for (; i < count; i++) x[i] *= scale[i];
-}
-
-/* product: [tile rows, tile columns], stride floats from row to row. */
-static void finish_tile(const apply_job *job, const tile *at, float *product, int64_t stride) {
-  const tf_epilogue *epilogue = &job->epilogue;
-  for (int64_t i = 0; i < at->rows; i++) {
-    float *row = product + i * stride;
-    int64_t place = (at->row + i) * job->self->out + at->column;
-    if (job->self->bias) add(row, job->self->bias + at->column, at->columns);
-    tf_activate_many(epilogue->activation, row, at->columns);
-    if (epilogue->scale) multiply(row, epilogue->scale + at->column, at->columns);
-    if (epilogue->residual && !job->accumulate) add(row, epilogue->residual + place, at->columns);
-    if (job->through_scratch) memcpy(job->y + place, row, (size_t)at->columns * sizeof *row);
-  }
-}
-
-static void run_tile(const apply_job *job, const tile *at, int thread) {
+/* Rows [row, row + rows) by `panels` panels of a part, from `panel` on (counted in the part). */
+static void run_block(const apply_job *job, int part_index, int64_t panel, int64_t panels, int64_t row, int64_t rows) {
+  _Alignas(64) float sums[TF_BLOCK_FLOATS];
   const tf_linear *self = job->self;
-  const float *x = job->x + at->row * self->in, *weight = self->weight + at->column * self->in;
-  float *product = job->y + at->row * self->out + at->column, kept = job->accumulate ? 1.0f : 0.0f;
-  int rows = (int)at->rows, columns = (int)at->columns, in = (int)self->in, stride = (int)self->out;
-  if (job->through_scratch) {
-    product = tf_pool_scratch(job->pool, thread);
-    stride = columns;
+  const tf_linear_part *part = &self->parts[part_index];
+  const tf_rows *x = job->rows;
+  bool swiglu = self->join == TF_JOIN_SWIGLU;
+  int64_t at = (part->first + panel) * TF_PANEL, column = panel * TF_PANEL / (swiglu ? 2 : 1);
+  tf_block block = {.x = x->values + row * x->row_bytes,
+                    .row_bytes = x->row_bytes,
+                    .rows = rows,
+                    .weight = self->weight + (part->first + panel) * self->panel_bytes,
+                    .panel_bytes = self->panel_bytes,
+                    .panels = panels,
+                    .steps = self->steps,
+                    .sums = sums};
+  job->product(&block);
+  tf_finish finish = {.sums = sums,
+                      .sums_stride = panels * TF_PANEL,
+                      .rows = rows,
+                      .columns = smaller(panels * TF_PANEL / (swiglu ? 2 : 1), part->out - column),
+                      .bias = self->bias + at,
+                      .exact = self->kernel->compute == TF_COMPUTE_F32,
+                      .swiglu = swiglu,
+                      .y = job->y[part_index] + row * part->out + column,
+                      .y_stride = part->out};
+  if (x->scales) {
+    finish.row_scale = x->scales + row;
+    finish.column_scale = self->column_scale + at;
+    finish.offset = self->offset + at;
   }
-  if (job->rows > STREAMED_ROWS_MAX) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, columns, in, 1.0f, x, in, weight, in, kept, product,
-                stride);
-  } else {
-    for (int64_t i = 0; i < rows; i++) {
-      cblas_sgemv(CblasRowMajor, CblasNoTrans, columns, in, 1.0f, weight, in, x + i * in, 1, kept, product + i * stride,
-                  1);
-    }
+  if (job->epilogue) {
+    finish.activation = job->epilogue->activation;
+    if (job->epilogue->scale) finish.scale = job->epilogue->scale + column;
+    if (job->epilogue->residual) finish.residual = job->epilogue->residual + row * part->out + column;
   }
-  finish_tile(job, at, product, stride);
+  self->kernel->finish(&finish);
 }
 
-/* The length of `pieces` equal pieces of count, rounded up to whole grains. */
-static int64_t piece_length(int64_t count, int64_t pieces, int64_t grain) {
-  int64_t each = (count - 1) / pieces + 1;
-  return (each + grain - 1) / grain * grain;
-}
-
-/* Equal pieces none longer than `most`, a multiple of grain. */
-static int64_t even_length(int64_t count, int64_t most, int64_t grain) {
-  return piece_length(count, (count - 1) / most + 1, grain);
-}
-
-static void run_block(const apply_job *job, const tile *block, int thread) {
-  int64_t rows_max = even_length(block->rows, job->through_scratch ? SCRATCH_ROWS_MAX : TILE_ROWS_MAX, ROW_GRAIN);
-  int64_t columns_max = block->columns;
-  if (job->rows <= STREAMED_ROWS_MAX) columns_max = STREAMED_FLOATS / job->self->in;
-  if (job->through_scratch && columns_max > SCRATCH_FLOATS / rows_max) columns_max = SCRATCH_FLOATS / rows_max;
-  if (columns_max < block->columns) {
-    columns_max = columns_max / COLUMN_GRAIN * COLUMN_GRAIN;
-    columns_max = even_length(block->columns, columns_max > 0 ? columns_max : COLUMN_GRAIN, COLUMN_GRAIN);
-  }
-  for (int64_t i = 0; i < block->rows; i += rows_max) {
-    for (int64_t j = 0; j < block->columns; j += columns_max) {
-      tile at = {
-          .row = block->row + i, .rows = block->rows - i, .column = block->column + j, .columns = block->columns - j};
-      if (at.rows > rows_max) at.rows = rows_max;
-      if (at.columns > columns_max) at.columns = columns_max;
-      run_tile(job, &at, thread);
-    }
-  }
-}
-
-static void apply_columns(void *context, int64_t begin, int64_t end, int thread) {
+static void run_units(void *context, int64_t begin, int64_t end, int thread) {
   const apply_job *job = context;
-  run_block(job, &(tile){.rows = job->rows, .column = begin, .columns = end - begin}, thread);
+  (void)thread;
+  for (int64_t unit = begin; unit < end; unit++) {
+    int64_t group = unit / job->row_units, first = unit % job->row_units * job->unit_rows;
+    int part = 0;
+    while (group >= job->groups[part]) group -= job->groups[part++];
+    int64_t panel = group * job->unit_panels, panels = job->self->parts[part].panels - panel;
+    panels = smaller(panels, job->unit_panels);
+    int64_t last = smaller(first + job->unit_rows, job->rows->rows);
+    for (int64_t row = first; row < last; row += TF_BLOCK_ROWS_MAX)
+      run_block(job, part, panel, panels, row, smaller(last - row, TF_BLOCK_ROWS_MAX));
+  }
 }
 
-static void apply_rows(void *context, int64_t begin, int64_t end, int thread) {
-  const apply_job *job = context;
-  run_block(job, &(tile){.row = begin, .rows = end - begin, .columns = job->self->out}, thread);
+/* Groups of panels in all parts. */
+static int64_t count_groups(apply_job *job) {
+  int64_t groups = 0;
+  for (int i = 0; i < job->self->part_count; i++) {
+    job->groups[i] = (job->self->parts[i].panels + job->unit_panels - 1) / job->unit_panels;
+    groups += job->groups[i];
+  }
+  return groups;
+}
+
+/* Units small enough that the threads end together: first fewer panels (the few-row kernels lose little by that), then
+ * fewer rows. */
+static int64_t cut_units(apply_job *job, int threads) {
+  const tf_kernel *kernel = job->self->kernel;
+  bool many = job->rows->rows >= kernel->many_rows;
+  int64_t wanted = threads == 1 ? 1 : (int64_t)threads * UNITS_A_THREAD, groups;
+  job->product = many ? kernel->many : kernel->few;
+  job->unit_panels = many ? kernel->many_panels : kernel->few_panels;
+  job->unit_rows = job->rows->rows;
+  job->row_units = 1;
+  while ((groups = count_groups(job)) < wanted && job->unit_panels > 2) job->unit_panels -= 2;
+  int64_t blocks = (job->rows->rows - 1) / TF_BLOCK_ROWS_MAX + 1;
+  if (groups < wanted && blocks > 1) {
+    int64_t pieces = smaller((wanted - 1) / groups + 1, blocks);
+    job->unit_rows = ((blocks - 1) / pieces + 1) * TF_BLOCK_ROWS_MAX;
+    job->row_units = (job->rows->rows - 1) / job->unit_rows + 1;
+  }
+  return groups * job->row_units;
+}
+
+static void multiply(void *context, int64_t begin, int64_t end, int thread) {
+  float **both = context;
+  (void)thread;
+  for (int64_t i = begin; i < end; i++) both[0][i] *= both[1][i];
+}
+
+/* y = silu(first) * second, as many rows at once as second's product finds room. */
+static void apply_blas_swiglu(const tf_linear_part *part, tf_pool *pool, const float *x, int64_t rows, float *y) {
+  const tf_epilogue silu = {.activation = TF_ACTIVATION_SILU};
+  int64_t most = TF_POOL_SHARED_BYTES / (part->out * (int64_t)sizeof(float));
+  if (most < 1) most = 1; /* packing refuses wider ones */
+  for (int64_t row = 0; row < rows; row += most) {
+    int64_t count = smaller(rows - row, most);
+    float *both[2] = {y + row * part->out, tf_pool_shared(pool)};
+    tf_blas_apply(&part->blas, pool, x + row * part->blas.in, count, both[0], &silu);
+    tf_blas_apply(&part->second, pool, x + row * part->blas.in, count, both[1], NULL);
+    tf_parallel(pool, count * part->out, 4096, multiply, both);
+  }
+}
+
+void tf_linear_apply_rows(const tf_linear *self, tf_pool *pool, const tf_rows *rows, float *const *y,
+                          const tf_epilogue *epilogue) {
+  assert(rows->kernel == self->kernel && rows->width == self->in);
+  assert(!epilogue || (self->part_count == 1 && self->join == TF_JOIN_PARTS));
+  if (rows->rows <= 0) return;
+  if (self->kernel) {
+    apply_job job = {.self = self, .rows = rows, .y = y, .epilogue = epilogue};
+    int64_t units = cut_units(&job, tf_pool_threads(pool));
+    tf_parallel(pool, units, 1, run_units, &job);
+    return;
+  }
+  const float *x = (const float *)(const void *)rows->values;
+  for (int i = 0; i < self->part_count; i++) {
+    const tf_linear_part *part = &self->parts[i];
+    if (self->join == TF_JOIN_SWIGLU)
+      apply_blas_swiglu(part, pool, x, rows->rows, y[i]);
+    else
+      tf_blas_apply(&part->blas, pool, x, rows->rows, y[i], epilogue);
+  }
 }
 
 void tf_linear_apply(const tf_linear *self, tf_pool *pool, const float *x, int64_t rows, float *y,
                      const tf_epilogue *epilogue) {
-  if (rows <= 0) return;
-  apply_job job = {.self = self, .pool = pool, .x = x, .rows = rows, .y = y};
-  if (epilogue) job.epilogue = *epilogue;
-  if (job.epilogue.residual == y) {
-    job.accumulate = job.epilogue.activation == TF_ACTIVATION_NONE && !job.epilogue.scale;
-    job.through_scratch = !job.accumulate;
+  assert(self->part_count == 1);
+  int64_t row_bytes = tf_rows_row_bytes(self->kernel, self->in), most = rows, out = self->parts[0].out;
+  if (self->kernel && self->kernel->convert) { /* as many as find room in the shared memory with their scales */
+    most = TF_POOL_SHARED_BYTES / (row_bytes + (int64_t)sizeof(float));
+    most = most / TF_BLOCK_ROWS_MAX * TF_BLOCK_ROWS_MAX;
+    assert(most > 0);
   }
-  /* The longer side is split, one piece a thread: each piece of a matrix product packs the whole of the other side. */
-  int threads = tf_pool_threads(pool);
-  if (rows > self->out)
-    tf_parallel(pool, rows, piece_length(rows, threads, ROW_GRAIN), apply_rows, &job);
-  else
-    tf_parallel(pool, self->out, piece_length(self->out, threads, COLUMN_GRAIN), apply_columns, &job);
+  char *values = tf_pool_shared(pool);
+  float *scales = (float *)(void *)(values + most * row_bytes);
+  for (int64_t row = 0; row < rows; row += most) {
+    tf_rows some;
+    tf_epilogue here = epilogue ? *epilogue : (tf_epilogue){.activation = TF_ACTIVATION_NONE};
+    if (here.residual) here.residual += row * out;
+    tf_rows_fill(&some, pool, self->kernel, x + row * self->in, smaller(rows - row, most), self->in, NULL, values,
+                 scales);
+    tf_linear_apply_rows(self, pool, &some, &(float *){y + row * out}, epilogue ? &here : NULL);
+  }
 }

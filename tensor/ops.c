@@ -62,6 +62,11 @@ TF_CLONES static void layer_norm_rows(void *context, int64_t begin, int64_t end,
   }
 }
 
+void tf_layer_norm_row(const float *x, int64_t width, const float *weight, const float *bias, float epsilon, float *y) {
+  norm_job job = {.x = x, .weight = weight, .bias = bias, .width = width, .epsilon = epsilon, .y = y};
+  layer_norm_rows(&job, 0, 1, 0);
+}
+
 void tf_layer_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, const float *bias,
                    float epsilon, float *y) {
   norm_job job = {.x = x, .weight = weight, .bias = bias, .width = width, .epsilon = epsilon, .y = y};
@@ -81,6 +86,11 @@ TF_CLONES static void rms_norm_rows(void *context, int64_t begin, int64_t end, i
     for (; i + TF_LANES <= width; i += TF_LANES) tf_store8(y + i, tf_load8(x + i) * factor * tf_load8(weight + i));
     for (; i < width; i++) y[i] = x[i] * factor * weight[i];
   }
+}
+
+void tf_rms_norm_row(const float *x, int64_t width, const float *weight, float epsilon, float *y) {
+  norm_job job = {.x = x, .weight = weight, .width = width, .epsilon = epsilon, .y = y};
+  rms_norm_rows(&job, 0, 1, 0);
 }
 
 void tf_rms_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, float epsilon,

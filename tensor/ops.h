@@ -10,6 +10,9 @@ void tf_layer_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, c
                    float epsilon, float *y);
 void tf_rms_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, float epsilon,
                  float *y);
+/* One row, on the caller's thread. */
+void tf_layer_norm_row(const float *x, int64_t width, const float *weight, const float *bias, float epsilon, float *y);
+void tf_rms_norm_row(const float *x, int64_t width, const float *weight, float epsilon, float *y);
 /* gate[i] = silu(gate[i]) * up[i] */
 void tf_silu_multiply(tf_pool *pool, float *gate, const float *up, int64_t count);
 /* One value, by libm: the reference. */

@@ -24,7 +24,7 @@ typedef struct worker {
 
 struct tf_pool {
   int threads, started;
-  void *scratch;
+  void *scratch; /* of each thread, then the shared part */
   worker workers[THREADS_MAX];
   pthread_mutex_t mutex;
   pthread_cond_t work, done;
@@ -148,7 +148,7 @@ tf_pool *tf_pool_new(int threads) {
   pthread_mutex_init(&self->mutex, NULL);
   pthread_cond_init(&self->work, NULL);
   pthread_cond_init(&self->done, NULL);
-  self->scratch = aligned_alloc(64, (size_t)threads * TF_POOL_SCRATCH_BYTES);
+  self->scratch = aligned_alloc(64, (size_t)threads * TF_POOL_SCRATCH_BYTES + TF_POOL_SHARED_BYTES);
   if (!self->scratch || !start_workers(self)) tf_pool_free(&self);
   return self;
 }
@@ -176,6 +176,10 @@ int tf_pool_threads(const tf_pool *self) {
 void *tf_pool_scratch(tf_pool *self, int thread) {
   assert(thread >= 0 && thread < self->threads);
   return (char *)self->scratch + (size_t)thread * TF_POOL_SCRATCH_BYTES;
+}
+
+void *tf_pool_shared(tf_pool *self) {
+  return (char *)self->scratch + (size_t)self->threads * TF_POOL_SCRATCH_BYTES;
 }
 
 static void wait_done(tf_pool *self) {

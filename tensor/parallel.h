@@ -20,6 +20,9 @@ void tf_parallel(tf_pool *self, int64_t count, int64_t grain, tf_parallel_fn fn,
 /* Memory for the pieces that `thread` runs, aligned to 64 bytes; its contents last as long as one piece. */
 enum { TF_POOL_SCRATCH_BYTES = 1 << 20 };
 void *tf_pool_scratch(tf_pool *self, int thread);
+/* Memory for the caller of tf_parallel, aligned likewise; the next tensor/ function that is called may use it too. */
+enum { TF_POOL_SHARED_BYTES = 4 << 20 };
+void *tf_pool_shared(tf_pool *self);
 /* Keeps OpenBLAS to the thread that calls it, from the first call on. tf_pool_new and tf_linear_pack see to it. */
 void tf_blas_single_threaded(void);
 

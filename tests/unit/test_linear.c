@@ -1,6 +1,7 @@
-/* tf_linear against the same product in double, for every dtype, shape class, epilogue and number of threads.
- * In: numbers made here. Out: a Criterion suite. Tolerance 1e-5 * (1 + |y|): with weights and inputs up to 1 and 352
- * columns at most, f32 sums in any order stay within about 352 * 6e-8 * 4 of the real one. */
+/* tf_linear in f32 against the same product in double, for every f32 kernel that this machine runs, every dtype, shape
+ * class, epilogue and number of threads. In: numbers made here. Out: a Criterion suite. Tolerance 1e-5 * (1 + |y|):
+ * with weights and inputs up to 1 and 352 columns at most, f32 sums in any order stay within about 352 * 6e-8 * 4 of
+ * the real one. */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
@@ -56,6 +57,14 @@ static void free_tensor(tf_tensor *self) {
   free((void *)(uintptr_t)self->data);
 }
 
+/* Runs what follows once for each level that has f32 kernels of its own, as far as this machine goes. */
+static bool next_cpu(int *index) {
+  static const char *const levels[] = {"portable", "avx2", "avx512"};
+  tf_error error;
+  return *index < 3 && tf_cpu_use(levels[(*index)++], "f32", &error) == TF_OK;
+}
+#define ON_EVERY_CPU for (int cpu = 0; next_cpu(&cpu);)
+
 typedef struct layer {
   int64_t in, out, rows;
   float *weight, *bias, *x, *scale, *residual; /* as f32; bias, scale, residual may be NULL */
@@ -98,7 +107,7 @@ static void check_dtype(tf_dtype dtype, const int64_t (*shapes)[2], int shape_co
     tf_tensor_to_f32(&weight, 0, in * out, self.weight);
     tf_linear *linear;
     tf_error error = {0};
-    cr_assert_eq(tf_linear_pack(&weight, &bias, NULL, &linear, &error), TF_OK, "%s", error.text);
+    cr_assert_eq(tf_linear_pack(&weight, &bias, NULL, TF_COMPUTE_AUTO, &linear, &error), TF_OK, "%s", error.text);
     cr_assert(tf_linear_in(linear) == in && tf_linear_out(linear) == out);
     for (size_t r = 0; r < sizeof row_counts / sizeof *row_counts; r++) {
       self.rows = row_counts[r];
@@ -124,22 +133,22 @@ static void check_dtype(tf_dtype dtype, const int64_t (*shapes)[2], int shape_co
 static const int64_t odd_shapes[][2] = {{1, 1}, {5, 3}, {17, 65}, {48, 48}, {131, 352}};
 static const int64_t block_shapes[][2] = {{1, 32}, {7, 64}, {50, 96}, {131, 352}};
 Test(linear, f32, .timeout = 120) {
-  check_dtype(TF_F32, odd_shapes, 5);
+  ON_EVERY_CPU check_dtype(TF_F32, odd_shapes, 5);
 }
 Test(linear, f16, .timeout = 120) {
-  check_dtype(TF_F16, odd_shapes, 5);
+  ON_EVERY_CPU check_dtype(TF_F16, odd_shapes, 5);
 }
 Test(linear, bf16, .timeout = 120) {
-  check_dtype(TF_BF16, odd_shapes, 5);
+  ON_EVERY_CPU check_dtype(TF_BF16, odd_shapes, 5);
 }
 Test(linear, q4_0, .timeout = 120) {
-  check_dtype(TF_Q4_0, block_shapes, 4);
+  ON_EVERY_CPU check_dtype(TF_Q4_0, block_shapes, 4);
 }
 Test(linear, q4_1, .timeout = 120) {
-  check_dtype(TF_Q4_1, block_shapes, 4);
+  ON_EVERY_CPU check_dtype(TF_Q4_1, block_shapes, 4);
 }
 Test(linear, q8_0, .timeout = 120) {
-  check_dtype(TF_Q8_0, block_shapes, 4);
+  ON_EVERY_CPU check_dtype(TF_Q8_0, block_shapes, 4);
 }
 
 /* Every combination of bias, activation, scale and residual, the residual also being y. */
@@ -163,7 +172,7 @@ static void check_epilogues(int64_t rows, int64_t out, tf_pool *pool) {
                   .residual = with_residual ? residual : NULL,
                   .activation = (tf_activation)(choice % 5)};
     tf_linear *linear;
-    cr_assert_eq(tf_linear_pack(&weight, self.bias ? &bias : NULL, NULL, &linear, NULL), TF_OK);
+    cr_assert_eq(tf_linear_pack(&weight, self.bias ? &bias : NULL, NULL, TF_COMPUTE_AUTO, &linear, NULL), TF_OK);
     tf_epilogue epilogue = {.activation = self.activation, .scale = self.scale, .residual = self.residual};
     if (with_residual == 2) {
       memcpy(y, residual, (size_t)(rows * out) * sizeof *y);
@@ -185,11 +194,11 @@ static void check_epilogues(int64_t rows, int64_t out, tf_pool *pool) {
 
 Test(linear, epilogues, .timeout = 120) {
   tf_pool *one = tf_pool_new(1), *two = tf_pool_new(2);
-  check_epilogues(1, 37, one);
-  check_epilogues(3, 100, two);
-  check_epilogues(29, 50, one);
-  check_epilogues(29, 50, two);
-  check_epilogues(90, 33, two); /* split by rows */
+  ON_EVERY_CPU check_epilogues(1, 37, one);
+  ON_EVERY_CPU check_epilogues(3, 100, two);
+  ON_EVERY_CPU check_epilogues(29, 50, one);
+  ON_EVERY_CPU check_epilogues(29, 50, two);
+  ON_EVERY_CPU check_epilogues(90, 33, two); /* split by rows */
   tf_pool_free(&one);
   tf_pool_free(&two);
 }
@@ -199,14 +208,14 @@ Test(linear, large, .timeout = 120) {
   static const int64_t sizes[][3] = {{530, 600, 32}, {40, 5000, 32}, {1, 3000, 64},
                                      {1100, 64, 64}, {2100, 48, 32}, {520, 1100, 32}};
   tf_pool *pool = tf_pool_new(2);
-  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+  ON_EVERY_CPU for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     layer self = {.rows = sizes[i][0], .out = sizes[i][1], .in = sizes[i][2]};
     tf_tensor weight = random_matrix(TF_F32, self.out, self.in, 11);
     self.weight = (float *)(uintptr_t)weight.data;
     self.x = random_floats(self.rows * self.in, 12);
     float *y = random_floats(self.rows * self.out, 13), *scale = random_floats(self.out, 14);
     tf_linear *linear;
-    cr_assert_eq(tf_linear_pack(&weight, NULL, NULL, &linear, NULL), TF_OK);
+    cr_assert_eq(tf_linear_pack(&weight, NULL, NULL, TF_COMPUTE_AUTO, &linear, NULL), TF_OK);
     tf_linear_apply(linear, pool, self.x, self.rows, y, NULL);
     check_output(&self, y, "large");
     /* y is the residual, and there is a scale: through the scratch. */
@@ -235,17 +244,20 @@ Test(linear, lora_is_merged) {
   tf_tensor_to_f32(&weight, 0, OUT * IN, w);
   tf_tensor_to_f32(&a, 0, RANK * IN, a32);
   tf_tensor_to_f32(&b, 0, OUT * RANK, b32);
-  tf_linear *linear;
-  cr_assert_eq(tf_linear_pack(&weight, NULL, &(tf_lora){.a = &a, .b = &b, .scale = 2.0f}, &linear, NULL), TF_OK);
-  for (int64_t o = 0; o < OUT; o++) {
-    tf_linear_row(linear, o, row);
-    for (int i = 0; i < IN; i++) {
-      double expected = (double)w[o * IN + i];
-      for (int r = 0; r < RANK; r++) expected += 2.0 * (double)b32[o * RANK + r] * (double)a32[r * IN + i];
-      cr_assert_float_eq((double)row[i], expected, 2e-6);
+  ON_EVERY_CPU {
+    tf_linear *linear;
+    tf_lora lora = {.a = &a, .b = &b, .scale = 2.0f};
+    cr_assert_eq(tf_linear_pack(&weight, NULL, &lora, TF_COMPUTE_AUTO, &linear, NULL), TF_OK);
+    for (int64_t o = 0; o < OUT; o++) {
+      tf_linear_row(linear, o, row);
+      for (int i = 0; i < IN; i++) {
+        double expected = (double)w[o * IN + i];
+        for (int r = 0; r < RANK; r++) expected += 2.0 * (double)b32[o * RANK + r] * (double)a32[r * IN + i];
+        cr_assert_float_eq((double)row[i], expected, 2e-6);
+      }
     }
+    tf_linear_free(&linear);
   }
-  tf_linear_free(&linear);
   free_tensor(&weight);
   free_tensor(&a);
   free_tensor(&b);
@@ -256,7 +268,7 @@ Test(linear, a_patch_convolution_is_a_matrix) {
   weight.rank = 4;
   memcpy(weight.shape, (int64_t[]){6, 3, 14, 14}, sizeof weight.shape);
   tf_linear *linear;
-  cr_assert_eq(tf_linear_pack(&weight, NULL, NULL, &linear, NULL), TF_OK);
+  cr_assert_eq(tf_linear_pack(&weight, NULL, NULL, TF_COMPUTE_AUTO, &linear, NULL), TF_OK);
   cr_assert(tf_linear_in(linear) == 588 && tf_linear_out(linear) == 6);
   tf_linear_free(&linear);
   free_tensor(&weight);
@@ -269,17 +281,19 @@ Test(linear, shapes_that_do_not_fit_are_refused) {
   tf_error error = {0};
   bias.rank = 1;
   bias.shape[0] = 5;
-  cr_assert_eq(tf_linear_pack(&weight, &bias, NULL, &linear, &error), TF_ERR_MODEL_INVALID);
+  cr_assert_eq(tf_linear_pack(&weight, &bias, NULL, TF_COMPUTE_AUTO, &linear, &error), TF_ERR_MODEL_INVALID);
   cr_assert_null(linear);
   cr_assert(strstr(error.text, "bias"), "%s", error.text);
-  cr_assert_eq(tf_linear_pack(&weight, NULL, &(tf_lora){.a = &a, .b = &b, .scale = 1.0f}, &linear, &error),
-               TF_ERR_MODEL_INVALID);
+  cr_assert_eq(
+      tf_linear_pack(&weight, NULL, &(tf_lora){.a = &a, .b = &b, .scale = 1.0f}, TF_COMPUTE_AUTO, &linear, &error),
+      TF_ERR_MODEL_INVALID);
   cr_assert(strstr(error.text, "lora_b"), "%s", error.text);
-  cr_assert_eq(tf_linear_pack(&weight, NULL, &(tf_lora){.a = &b, .b = &b, .scale = 1.0f}, &linear, &error),
-               TF_ERR_MODEL_INVALID);
+  cr_assert_eq(
+      tf_linear_pack(&weight, NULL, &(tf_lora){.a = &b, .b = &b, .scale = 1.0f}, TF_COMPUTE_AUTO, &linear, &error),
+      TF_ERR_MODEL_INVALID);
   cr_assert(strstr(error.text, "lora_a"), "%s", error.text);
   vector.rank = 1;
-  cr_assert_eq(tf_linear_pack(&vector, NULL, NULL, &linear, &error), TF_ERR_MODEL_INVALID);
+  cr_assert_eq(tf_linear_pack(&vector, NULL, NULL, TF_COMPUTE_AUTO, &linear, &error), TF_ERR_MODEL_INVALID);
   free_tensor(&weight);
   free_tensor(&bias);
   free_tensor(&a);

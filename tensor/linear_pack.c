@@ -1,0 +1,297 @@
+/* tf_linear packed. In: weights of any dtype, a LoRA to merge. Out: panels in the kernel's form (kernel.h), or f32
+ * matrices for OpenBLAS. Weights pass through f32 sixteen outputs at a time, so that packing takes hardly more memory
+ * than what it makes. int8: symmetric, one scale for each output, largest magnitude at 127. */
+#include <assert.h>
+#include <cblas.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tensor/linear_parts.h"
+
+/* So that at least one block of rows fits the shared memory, and a normed row the scratch (blocks of any width run). */
+enum { INPUTS_MAX = 65536 - 64, SWIGLU_OUTPUTS_MAX = TF_POOL_SHARED_BYTES / (int)sizeof(float) };
+
+const tf_kernel *tf_kernel_find(tf_compute compute) {
+#if defined(__x86_64__)
+  const tf_kernel *const all[] = {&tf_kernel_int8_amx,   &tf_kernel_int8_vnni, &tf_kernel_int8_avx_vnni,
+                                  &tf_kernel_int8_avx2,  &tf_kernel_bf16_amx,  &tf_kernel_bf16_avx512,
+                                  &tf_kernel_f32_avx512, &tf_kernel_f32_avx2};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    if (all[i]->compute != compute || all[i]->cpu > tf_cpu_level()) continue;
+    if (all[i] == &tf_kernel_int8_avx_vnni && !tf_cpu_has_avx_vnni()) continue;
+    if (all[i] == &tf_kernel_bf16_avx512 && !tf_cpu_has_bf16()) continue;
+    return all[i];
+  }
+#endif
+  (void)compute;
+  return NULL;
+}
+
+static void *memory_new(size_t count, size_t size) {
+  if (count > (SIZE_MAX - 64) / size) return NULL;
+  size_t bytes = (count * size + 63) & ~(size_t)63;
+  void *out = aligned_alloc(64, bytes > 0 ? bytes : 64);
+  if (out) memset(out, 0, bytes);
+  return out;
+}
+
+static float *unpacked(const tf_tensor *tensor) {
+  float *out = memory_new((size_t)tf_tensor_elements(tensor), sizeof *out);
+  if (out) tf_tensor_to_f32(tensor, 0, tf_tensor_elements(tensor), out);
+  return out;
+}
+
+/* ---- shapes ---- */
+
+static int64_t inputs_of(const tf_linear_source *source) {
+  return tf_tensor_elements(source->weight) / source->weight->shape[0];
+}
+
+static tf_code check_source(const tf_linear_source *source, int64_t in, tf_error *error) {
+  const tf_tensor *weight = source->weight;
+  int64_t out = weight->shape[0];
+  if (weight->rank < 2 || inputs_of(source) != in || in > INT32_MAX || out > INT32_MAX)
+    return tf_fail(error, TF_ERR_MODEL_INVALID, "a weight is no matrix of %" PRId64 " columns, or past 2^31-1", in);
+  tf_code code = source->bias ? tf_tensor_expect(source->bias, "(bias)", 1, &out, error) : TF_OK;
+  const tf_lora *lora = source->lora;
+  if (code != TF_OK || !lora) return code;
+  code = tf_tensor_expect(lora->a, "(lora_a)", 2, (int64_t[]){-1, in}, error);
+  if (code == TF_OK) code = tf_tensor_expect(lora->b, "(lora_b)", 2, (int64_t[]){out, lora->a->shape[0]}, error);
+  return code;
+}
+
+static tf_code check_sources(const tf_linear_source *sources, int count, tf_linear_join join, tf_error *error) {
+  assert(count >= 1 && count <= TF_LINEAR_PARTS_MAX && (join == TF_JOIN_PARTS || count == 2));
+  tf_code code = TF_OK;
+  for (int i = 0; i < count && code == TF_OK; i++) code = check_source(&sources[i], inputs_of(&sources[0]), error);
+  if (code != TF_OK || join == TF_JOIN_PARTS) return code;
+  if (sources[0].weight->shape[0] != sources[1].weight->shape[0] || sources[0].weight->shape[0] > SWIGLU_OUTPUTS_MAX)
+    return tf_fail(error, TF_ERR_MODEL_INVALID, "gate and up are not of one size, or past %d outputs",
+                   SWIGLU_OUTPUTS_MAX);
+  return TF_OK;
+}
+
+/* ---- a source, some rows at a time ---- */
+
+typedef struct reader {
+  const tf_linear_source *source;
+  int64_t in, out;
+  float *lora_a, *lora_b; /* [rank, in], [out, rank]; NULL: none */
+} reader;
+
+static tf_code reader_open(reader *self, const tf_linear_source *source, tf_error *error) {
+  *self = (reader){.source = source, .in = inputs_of(source), .out = source->weight->shape[0]};
+  if (!source->lora) return TF_OK;
+  self->lora_a = unpacked(source->lora->a);
+  self->lora_b = unpacked(source->lora->b);
+  return self->lora_a && self->lora_b ? TF_OK : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory merging a LoRA");
+}
+
+static void reader_close(reader *self) {
+  free(self->lora_a);
+  free(self->lora_b);
+}
+
+/* W + scale * B A, rows [first, first + count). */
+static void read_rows(const reader *self, int64_t first, int64_t count, float *out) {
+  tf_tensor_to_f32(self->source->weight, first * self->in, count * self->in, out);
+  if (!self->lora_a) return;
+  int rank = (int)self->source->lora->a->shape[0], in = (int)self->in;
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)count, in, rank, self->source->lora->scale,
+              self->lora_b + first * rank, rank, self->lora_a, in, 1.0f, out, in);
+}
+
+/* ---- panels ---- */
+
+static void place_f32(const float *row, int64_t in, int output, char *panel) {
+  for (int64_t i = 0; i < in; i++) memcpy(panel + i * TF_STEP_BYTES + output * 4, row + i, 4);
+}
+
+static void place_bf16(const float *row, int64_t in, int output, char *panel) {
+  for (int64_t i = 0; i < in; i++) {
+    uint16_t value = tf_f32_to_bf16(row[i]);
+    memcpy(panel + i / 2 * TF_STEP_BYTES + output * 4 + i % 2 * 2, &value, 2);
+  }
+}
+
+/* Returns the scale; *offset: what takes the rows' 128 off again. */
+static float place_int8(const float *row, int64_t in, int output, bool is_signed, char *panel, int32_t *offset) {
+  float largest = 0;
+  int32_t sum = 0;
+  for (int64_t i = 0; i < in; i++) largest = fabsf(row[i]) > largest ? fabsf(row[i]) : largest;
+  float factor = largest > 0 ? 127.0f / largest : 0.0f;
+  for (int64_t i = 0; i < in; i++) {
+    int8_t q = (int8_t)lrintf(row[i] * factor);
+    sum += q;
+    panel[i / 4 * TF_STEP_BYTES + output * 4 + i % 4] = (char)q;
+  }
+  *offset = is_signed ? 0 : -128 * sum;
+  return largest / 127.0f;
+}
+
+/* Sixteen outputs of a source from `first` on into panel `index` of the linear. rows: [16, in], scratch. */
+static void pack_panel(tf_linear *self, const reader *from, int64_t first, int64_t index, float *rows) {
+  char *panel = self->weight + index * self->panel_bytes;
+  int64_t count = from->out - first < TF_PANEL ? from->out - first : TF_PANEL;
+  read_rows(from, first, count, rows);
+  for (int i = 0; i < count; i++) {
+    const float *row = rows + i * self->in;
+    int64_t at = index * TF_PANEL + i;
+    switch (self->kernel->compute) {
+    case TF_COMPUTE_INT8:
+      self->column_scale[at] = place_int8(row, self->in, i, self->kernel->is_signed, panel, &self->offset[at]);
+      break;
+    case TF_COMPUTE_BF16:
+      place_bf16(row, self->in, i, panel);
+      break;
+    default:
+      place_f32(row, self->in, i, panel);
+      break;
+    }
+    if (from->source->bias) tf_tensor_to_f32(from->source->bias, first + i, 1, &self->bias[at]);
+  }
+}
+
+static tf_code take_panels(tf_linear *self, tf_error *error) {
+  const tf_kernel *kernel = self->kernel;
+  int64_t inputs = (self->in + kernel->inputs_align - 1) / kernel->inputs_align * kernel->inputs_align;
+  self->steps = inputs / kernel->step_inputs;
+  self->panel_bytes = self->steps * TF_STEP_BYTES;
+  size_t outputs = (size_t)self->panels * TF_PANEL;
+  self->weight_bytes = (size_t)self->panels * (size_t)self->panel_bytes;
+  self->weight = memory_new((size_t)self->panels, (size_t)self->panel_bytes);
+  self->bias = memory_new(outputs, sizeof *self->bias);
+  self->column_scale = memory_new(outputs, sizeof *self->column_scale);
+  self->offset = memory_new(outputs, sizeof *self->offset);
+  if (self->weight && self->bias && self->column_scale && self->offset) return TF_OK;
+  return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64,
+                 self->parts[0].out, self->in);
+}
+
+/* SwiGLU: panels of the two sources by turns; else one source after the other. */
+static tf_code pack_panels(tf_linear *self, const tf_linear_source *sources, int count, tf_error *error) {
+  int64_t stride = self->join == TF_JOIN_SWIGLU ? 2 : 1, first = 0;
+  for (int i = 0; i < count; i++) {
+    int64_t panels = (sources[i].weight->shape[0] + TF_PANEL - 1) / TF_PANEL;
+    self->panels += panels;
+    if (self->join == TF_JOIN_SWIGLU) continue;
+    self->parts[i].first = first;
+    self->parts[i].panels = panels;
+    first += panels;
+  }
+  if (self->join == TF_JOIN_SWIGLU) self->parts[0].panels = self->panels;
+  tf_code code = take_panels(self, error);
+  float *rows = memory_new((size_t)self->in * TF_PANEL, sizeof *rows);
+  if (code == TF_OK && !rows) code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory packing a weight");
+  for (int i = 0; i < count && code == TF_OK; i++) {
+    reader from;
+    code = reader_open(&from, &sources[i], error);
+    int64_t index = self->join == TF_JOIN_SWIGLU ? i : self->parts[i].first;
+    for (int64_t at = 0; code == TF_OK && at < from.out; at += TF_PANEL, index += stride)
+      pack_panel(self, &from, at, index, rows);
+    reader_close(&from);
+  }
+  free(rows);
+  return code;
+}
+
+/* ---- OpenBLAS ---- */
+
+static tf_code pack_blas(tf_linear *self, const tf_linear_source *sources, int count, tf_error *error) {
+  int64_t outputs = 0, used = 0;
+  for (int i = 0; i < count; i++) outputs += sources[i].weight->shape[0];
+  self->weight_bytes = (size_t)outputs * (size_t)self->in * sizeof(float);
+  self->weight = memory_new((size_t)outputs, (size_t)self->in * sizeof(float));
+  self->bias = memory_new((size_t)outputs, sizeof *self->bias);
+  if (!self->weight || !self->bias)
+    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64, outputs,
+                   self->in);
+  tf_code code = TF_OK;
+  for (int i = 0; i < count && code == TF_OK; i++) {
+    reader from;
+    code = reader_open(&from, &sources[i], error);
+    float *weight = (float *)(void *)self->weight + used * self->in, *bias = self->bias + used;
+    if (code == TF_OK) read_rows(&from, 0, from.out, weight);
+    if (sources[i].bias) tf_tensor_to_f32(sources[i].bias, 0, from.out, bias);
+    tf_blas blas = {.in = self->in, .out = from.out, .weight = weight, .bias = bias};
+    if (self->join == TF_JOIN_SWIGLU && i == 1)
+      self->parts[0].second = blas;
+    else
+      self->parts[i].blas = blas;
+    used += from.out;
+    reader_close(&from);
+  }
+  return code;
+}
+
+/* ---- the door ---- */
+
+tf_code tf_linear_pack_joined(const tf_linear_source *sources, int count, tf_linear_join join, tf_compute compute,
+                              tf_linear **out, tf_error *error) {
+  *out = NULL;
+  tf_blas_single_threaded();
+  tf_code code = check_sources(sources, count, join, error);
+  if (code != TF_OK) return code;
+  if (compute == TF_COMPUTE_AUTO) compute = tf_cpu_compute();
+  const tf_kernel *kernel = tf_kernel_find(compute);
+  if (!kernel && compute != TF_COMPUTE_F32)
+    return tf_fail(error, TF_ERR_UNSUPPORTED, "no %s kernel at --cpu %s", tf_compute_name(compute),
+                   tf_cpu_name(tf_cpu_level()));
+  tf_linear *self = calloc(1, sizeof *self);
+  if (!self) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight");
+  *self = (tf_linear){.in = inputs_of(&sources[0]), .join = join, .kernel = kernel};
+  if (self->in > INPUTS_MAX) self->kernel = tf_kernel_find(TF_COMPUTE_F32);
+  self->part_count = join == TF_JOIN_SWIGLU ? 1 : count;
+  for (int i = 0; i < self->part_count; i++) self->parts[i].out = sources[i].weight->shape[0];
+  code = self->kernel ? pack_panels(self, sources, count, error) : pack_blas(self, sources, count, error);
+  if (code == TF_OK)
+    *out = self;
+  else
+    tf_linear_free(&self);
+  return code;
+}
+
+tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_lora *lora, tf_compute compute,
+                       tf_linear **out, tf_error *error) {
+  tf_linear_source source = {.weight = weight, .bias = bias, .lora = lora};
+  return tf_linear_pack_joined(&source, 1, TF_JOIN_PARTS, compute, out, error);
+}
+
+void tf_linear_free(tf_linear **self_pointer) {
+  tf_linear *self = *self_pointer;
+  if (!self) return;
+  free(self->weight);
+  free(self->bias);
+  free(self->column_scale);
+  free(self->offset);
+  free(self);
+  *self_pointer = NULL;
+}
+
+void tf_linear_row(const tf_linear *self, int64_t row, float *out) {
+  assert(self->join == TF_JOIN_PARTS && row >= 0 && row < self->parts[0].out);
+  if (!self->kernel) {
+    memcpy(out, self->parts[0].blas.weight + row * self->in, (size_t)self->in * sizeof *out);
+    return;
+  }
+  const char *panel = self->weight + row / TF_PANEL * self->panel_bytes + row % TF_PANEL * 4;
+  for (int64_t i = 0; i < self->in; i++) {
+    int64_t per_step = self->kernel->step_inputs;
+    const char *at = panel + i / per_step * TF_STEP_BYTES + i % per_step * (4 / per_step);
+    uint16_t half;
+    switch (self->kernel->compute) {
+    case TF_COMPUTE_INT8:
+      out[i] = (float)(int8_t)*at * self->column_scale[row];
+      break;
+    case TF_COMPUTE_BF16:
+      memcpy(&half, at, 2);
+      out[i] = tf_bf16_to_f32(half);
+      break;
+    default:
+      memcpy(out + i, at, 4);
+      break;
+    }
+  }
+}
