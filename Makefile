@@ -100,7 +100,6 @@ $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard rout
 $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-<<<<<<< HEAD
 # Our side of the bench links the same libraries as the programs; the peers and the driver are tools/bench/.
 BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out bench/jobs.c bench/linear.c,$(wildcard bench/*.c)))
 $(B)/bench/ours: $(BENCH_OBJECTS) $(B)/libtf_parts.a $(CORE)
@@ -119,13 +118,11 @@ bench: packages ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictur
 bench-programs: $(B)/bench/ours $(B)/bench/jobs $(B)/bench/fake_worker
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) bench/*.[ch] tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
-=======
 $(B)/bench-linear: $(B)/obj/bench/linear.o $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 bench-kernels: $(B)/bench-linear ## GF/s of every matrix product, by kernel and rows
 	$(B)/bench-linear $(THREADS)
 
->>>>>>> w-kernels
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean
