@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "encoder-svc/positions.h"
+#include "tensor/attention_bf16.h"
 #include "tensor/ops.h"
 
 enum { CHANNELS = 3, NAME_BYTES_MAX = 96, PART_BYTES_MAX = 32 };
@@ -26,6 +27,7 @@ typedef struct vit_block {
 
 struct tf_vit {
   tf_vit_config config;
+  bool attention_bf16;
   int64_t batch_max;
   tf_linear *patch; /* the patch convolution as a matrix: [width, 3 * p * p] */
   vit_block *blocks;
@@ -312,6 +314,7 @@ tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_vit **out, tf_err
   if (vit == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the ViT");
   vit->batch_max = batch_max;
   tf_code code = read_config(file, &vit->config, error);
+  vit->attention_bf16 = tf_attention_bf16_wanted();
   if (code == TF_OK) code = take_memory(vit, error);
   if (code == TF_OK) code = load_weights(vit, file, error);
   if (code != TF_OK)
@@ -383,14 +386,25 @@ static void load_rows(tf_vit *vit, tf_pool *pool, const tf_linear *linear, const
   tf_rows_load(vit->rows, pool, linear, x, rows, &norm);
 }
 
+/* mixed = attention of query, key, value: in bf16 where that is wanted and fits, else in f32. */
+static tf_code run_attention(tf_vit *vit, tf_pool *pool, int64_t batch) {
+  const tf_vit_config *config = &vit->config;
+  int64_t tokens = config->tokens, heads = config->head_count, head_dim = config->width / heads;
+  tf_code code = TF_ERR_UNSUPPORTED;
+  if (vit->attention_bf16)
+    code = tf_attention_bf16_full(pool, vit->query, vit->key, vit->value, batch, tokens, heads, head_dim, vit->mixed);
+  if (code == TF_ERR_UNSUPPORTED)
+    code = tf_attention_full(pool, vit->query, vit->key, vit->value, batch, tokens, heads, head_dim, vit->mixed);
+  return code;
+}
+
 /* x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x)).  x: [batch * tokens, width] */
 static tf_code run_block(tf_vit *vit, tf_pool *pool, const vit_block *block, int64_t batch) {
   const tf_vit_config *config = &vit->config;
-  int64_t rows = batch * config->tokens, head_width = config->width / config->head_count;
+  int64_t rows = batch * config->tokens;
   load_rows(vit, pool, block->qkv, vit->x, rows, &block->norm1);
   tf_linear_apply_rows(block->qkv, pool, vit->rows, (float *[]){vit->query, vit->key, vit->value}, NULL);
-  tf_code code = tf_attention_full(pool, vit->query, vit->key, vit->value, batch, config->tokens, config->head_count,
-                                   head_width, vit->mixed); /* [rows, width] */
+  tf_code code = run_attention(vit, pool, batch); /* mixed: [rows, width] */
   if (code != TF_OK) return code;
   const tf_epilogue after_attention = {.scale = block->scale1, .residual = vit->x};
   load_rows(vit, pool, block->output, vit->mixed, rows, NULL);

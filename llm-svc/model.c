@@ -8,6 +8,11 @@
 #include <string.h>
 
 #include "llm-svc/model_parts.h"
+#include "tensor/attention_bf16.h"
+
+enum { STORE_GRAIN = 16 };
+_Static_assert((int)TF_BF16_BLOCK_TOKENS == (int)TF_KV_BLOCK_TOKENS,
+               "one block of the cache is one of the attention's");
 
 struct tf_llm_scratch {
   uint32_t rows_max, logits_max, blocks_max;
@@ -19,12 +24,18 @@ struct tf_llm_scratch {
   float *logits;      /* [logits_max, vocabulary] */
   int32_t *positions; /* [rows] */
   /* One layer's blocks: block_* hold the pointers of one sequence after the other, row_* each row's first. */
-  const float **block_keys, **block_values;           /* [blocks] */
-  const float *const **row_keys, *const **row_values; /* [rows] */
+  void **block_keys, **block_values;           /* [blocks] */
+  void *const **row_keys, *const **row_values; /* [rows] */
 };
 
 const tf_llm_config *tf_llm_configuration(const tf_llm *self) {
   return &self->config;
+}
+
+size_t tf_llm_kv_part_bytes(const tf_llm *self) {
+  const tf_llm_config *c = &self->config;
+  if (self->attention_bf16) return tf_attention_bf16_block_bytes(c->kv_heads, c->head_dim);
+  return (size_t)c->kv_heads * c->head_dim * TF_KV_BLOCK_TOKENS * sizeof(float);
 }
 
 static float *floats(uint64_t rows, uint64_t columns) {
@@ -97,28 +108,50 @@ static void embed(const tf_llm *self, const tf_llm_row *rows, uint32_t count, tf
   }
 }
 
-/* Stores this layer's k and v of every row in its block, and lists every sequence's blocks for the attention. */
-static void store(const tf_llm *self, const tf_kv *kv, uint32_t layer, const tf_llm_row *rows, uint32_t count,
-                  tf_llm_scratch *scratch) {
-  size_t width = (size_t)self->config.kv_heads * self->config.head_dim, used = 0;
+/* Lists every sequence's blocks of this layer for the attention. */
+static void list_blocks(const tf_kv *kv, uint32_t layer, const tf_llm_row *rows, uint32_t count,
+                        tf_llm_scratch *scratch) {
+  size_t used = 0;
   for (uint32_t r = 0; r < count; r++) {
     const tf_kv_table *table = rows[r].table;
     if (r > 0 && table == rows[r - 1].table) {
       scratch->row_keys[r] = scratch->row_keys[r - 1];
       scratch->row_values[r] = scratch->row_values[r - 1];
-    } else {
-      assert(table->count <= scratch->blocks_max - used);
-      scratch->row_keys[r] = scratch->block_keys + used;
-      scratch->row_values[r] = scratch->block_values + used;
-      for (uint32_t b = 0; b < table->count; b++, used++) {
-        scratch->block_keys[used] = tf_kv_keys(kv, layer, table->blocks[b]);
-        scratch->block_values[used] = tf_kv_values(kv, layer, table->blocks[b]);
-      }
+      continue;
     }
-    uint32_t block = table->blocks[(uint32_t)rows[r].position / TF_KV_BLOCK_TOKENS];
-    size_t at = (uint32_t)rows[r].position % TF_KV_BLOCK_TOKENS * width;
-    memcpy(tf_kv_keys(kv, layer, block) + at, scratch->k + r * width, width * sizeof(float));
-    memcpy(tf_kv_values(kv, layer, block) + at, scratch->v + r * width, width * sizeof(float));
+    assert(table->count <= scratch->blocks_max - used);
+    scratch->row_keys[r] = scratch->block_keys + used;
+    scratch->row_values[r] = scratch->block_values + used;
+    for (uint32_t b = 0; b < table->count; b++, used++) {
+      scratch->block_keys[used] = tf_kv_keys(kv, layer, table->blocks[b]);
+      scratch->block_values[used] = tf_kv_values(kv, layer, table->blocks[b]);
+    }
+  }
+}
+
+typedef struct store_job {
+  const tf_llm *self;
+  const tf_llm_row *rows;
+  const tf_llm_scratch *scratch;
+} store_job;
+
+/* k and v of some rows into their places of their blocks. */
+static void store_rows(void *context, int64_t begin, int64_t end, int thread) {
+  const store_job *job = context;
+  const tf_llm_config *c = &job->self->config;
+  size_t width = (size_t)c->kv_heads * c->head_dim;
+  (void)thread;
+  for (int64_t r = begin; r < end; r++) {
+    uint32_t position = (uint32_t)job->rows[r].position, place = position % TF_KV_BLOCK_TOKENS;
+    void *keys = job->scratch->row_keys[r][position / TF_KV_BLOCK_TOKENS];
+    void *values = job->scratch->row_values[r][position / TF_KV_BLOCK_TOKENS];
+    const float *key = job->scratch->k + (size_t)r * width, *value = job->scratch->v + (size_t)r * width;
+    if (job->self->attention_bf16) {
+      tf_attention_bf16_store(keys, values, place, key, value, c->kv_heads, c->head_dim);
+    } else {
+      memcpy((float *)keys + place * width, key, width * sizeof(float));
+      memcpy((float *)values + place * width, value, width * sizeof(float));
+    }
   }
 }
 
@@ -134,8 +167,16 @@ static tf_code attend(const tf_llm *self, tf_pool *pool, const tf_kv *kv, uint32
   tf_rope(pool, scratch->q, count, q_width, c->heads, c->head_dim, scratch->positions, c->rope_base, c->rope_layout);
   tf_rope(pool, scratch->k, count, kv_width, c->kv_heads, c->head_dim, scratch->positions, c->rope_base,
           c->rope_layout);
-  store(self, kv, layer, rows, count, scratch);
-  tf_paged_rows paged = {count, scratch->positions, scratch->row_keys, scratch->row_values, TF_KV_BLOCK_TOKENS};
+  list_blocks(kv, layer, rows, count, scratch);
+  store_job job = {self, rows, scratch};
+  tf_parallel(pool, count, STORE_GRAIN, store_rows, &job);
+  if (self->attention_bf16) {
+    tf_bf16_rows paged = {count, scratch->positions, (const void *const *const *)scratch->row_keys,
+                          (const void *const *const *)scratch->row_values};
+    return tf_attention_bf16_paged(pool, scratch->q, &paged, c->heads, c->kv_heads, c->head_dim, scratch->mixed);
+  }
+  tf_paged_rows paged = {count, scratch->positions, (const float *const *const *)(const void *)scratch->row_keys,
+                         (const float *const *const *)(const void *)scratch->row_values, TF_KV_BLOCK_TOKENS};
   return tf_attention_paged(pool, scratch->q, &paged, c->heads, c->kv_heads, c->head_dim, scratch->mixed);
 }
 
