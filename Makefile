@@ -101,7 +101,7 @@ $(B)/dump_pixels: $(B)/obj/tools/dump_pixels.o $(call objects,encoder-svc) $(COR
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # Our side of the bench links the same libraries as the programs; the peers and the driver are tools/bench/.
-BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out bench/jobs.c bench/linear.c,$(wildcard bench/*.c)))
+BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(addprefix bench/,ours.c vision.c decoder.c hop.c))
 $(B)/bench/ours: $(BENCH_OBJECTS) $(B)/libtf_parts.a $(CORE)
 	@mkdir -p $(@D)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)

@@ -377,13 +377,8 @@ static void norm(const tf_vit *vit, tf_pool *pool, const vit_norm *weights, cons
   tf_layer_norm(pool, x, rows, vit->config.width, weights->weight, weights->bias, vit->config.layer_norm_epsilon, y);
 }
 
-/* The input of a linear: x as it is, or after a LayerNorm. */
-static void load_rows(tf_vit *vit, tf_pool *pool, const tf_linear *linear, const float *x, int64_t rows,
-                      const vit_norm *weights) {
-  tf_row_norm norm = {.weight = NULL};
-  if (weights != NULL)
-    norm = (tf_row_norm){.weight = weights->weight, .bias = weights->bias, .epsilon = vit->config.layer_norm_epsilon};
-  tf_rows_load(vit->rows, pool, linear, x, rows, &norm);
+static tf_row_norm row_norm(const tf_vit *vit, const vit_norm *weights) {
+  return (tf_row_norm){.weight = weights->weight, .bias = weights->bias, .epsilon = vit->config.layer_norm_epsilon};
 }
 
 /* mixed = attention of query, key, value: in bf16 where that is wanted and fits, else in f32. */
@@ -398,23 +393,34 @@ static tf_code run_attention(tf_vit *vit, tf_pool *pool, int64_t batch) {
   return code;
 }
 
-/* x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x)).  x: [batch * tokens, width] */
-static tf_code run_block(tf_vit *vit, tf_pool *pool, const vit_block *block, int64_t batch) {
+/* query, key, value = the block's, of norm1(x).  x: [batch * tokens, width] */
+static tf_linear_step project(const tf_vit *vit, const vit_block *block, const tf_row_norm *norm) {
+  return (tf_linear_step){.linear = block->qkv, .norm = norm, .x = vit->x, .y = {vit->query, vit->key, vit->value}};
+}
+
+/* x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x)).  x: [batch * tokens, width]
+ * query, key and value of the block are there already; those of the next one are left behind. */
+static tf_code run_block(tf_vit *vit, tf_pool *pool, const vit_block *block, const vit_block *next, int64_t batch) {
   const tf_vit_config *config = &vit->config;
-  int64_t rows = batch * config->tokens;
-  load_rows(vit, pool, block->qkv, vit->x, rows, &block->norm1);
-  tf_linear_apply_rows(block->qkv, pool, vit->rows, (float *[]){vit->query, vit->key, vit->value}, NULL);
   tf_code code = run_attention(vit, pool, batch); /* mixed: [rows, width] */
   if (code != TF_OK) return code;
-  const tf_epilogue after_attention = {.scale = block->scale1, .residual = vit->x};
-  load_rows(vit, pool, block->output, vit->mixed, rows, NULL);
-  tf_linear_apply_rows(block->output, pool, vit->rows, &vit->x, &after_attention); /* [rows, width] */
-  const tf_epilogue activate = {.activation = config->activation};
-  load_rows(vit, pool, block->up, vit->x, rows, &block->norm2);
-  tf_linear_apply_rows(block->up, pool, vit->rows, &vit->hidden, &activate); /* [rows, mlp_width] */
-  const tf_epilogue after_mlp = {.scale = block->scale2, .residual = vit->x};
-  load_rows(vit, pool, block->down, vit->hidden, rows, NULL);
-  tf_linear_apply_rows(block->down, pool, vit->rows, &vit->x, &after_mlp); /* [rows, width] */
+  tf_row_norm norm2 = row_norm(vit, &block->norm2), next_norm1 = next ? row_norm(vit, &next->norm1) : norm2;
+  const tf_linear_step steps[] = {{.linear = block->output, /* [rows, width] */
+                                   .x = vit->mixed,
+                                   .epilogue = {.scale = block->scale1, .residual = vit->x},
+                                   .y = {vit->x}},
+                                  {.linear = block->up, /* [rows, mlp_width] */
+                                   .norm = &norm2,
+                                   .x = vit->x,
+                                   .epilogue = {.activation = config->activation},
+                                   .y = {vit->hidden},
+                                   .passing = true},
+                                  {.linear = block->down, /* [rows, width] */
+                                   .x = vit->hidden,
+                                   .epilogue = {.scale = block->scale2, .residual = vit->x},
+                                   .y = {vit->x}},
+                                  next ? project(vit, next, &next_norm1) : (tf_linear_step){.linear = NULL}};
+  tf_linear_chain(pool, steps, next ? 4 : 3, batch * config->tokens, vit->rows);
   return TF_OK;
 }
 
@@ -439,8 +445,12 @@ tf_code tf_vit_run(tf_vit *self, tf_pool *pool, const float *pixels, int64_t bat
   embed(self, pool, pixels, batch);
   if (observer != NULL) observer(context, "embeddings", -1, self->x, batch);
   if (config->pre_layer_norm) norm(self, pool, &self->pre_norm, self->x, batch * config->tokens, self->x);
+  tf_row_norm norm1 = row_norm(self, &self->blocks[0].norm1);
+  tf_linear_step first = project(self, &self->blocks[0], &norm1);
+  tf_linear_chain(pool, &first, 1, batch * config->tokens, self->rows);
   for (int64_t i = 0; i < config->layer_count; i++) {
-    tf_code code = run_block(self, pool, &self->blocks[i], batch);
+    const vit_block *next = i + 1 < config->layer_count ? &self->blocks[i + 1] : NULL;
+    tf_code code = run_block(self, pool, &self->blocks[i], next, batch);
     if (code != TF_OK) return tf_fail(error, code, "attention of layer %lld: %s", (long long)i, tf_code_text(code));
     if (observer != NULL) observer(context, "block", i, self->x, batch);
   }

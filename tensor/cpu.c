@@ -95,6 +95,12 @@ tf_compute tf_cpu_compute(void) {
   return tf_cpu_level() >= TF_CPU_AVX2 ? TF_COMPUTE_INT8 : TF_COMPUTE_F32;
 }
 
+tf_compute tf_cpu_compute_fine(void) {
+  tf_compute compute = tf_cpu_compute();
+  bool free_choice = (tf_compute)atomic_load(&compute_in_use) == TF_COMPUTE_AUTO;
+  return free_choice && compute == TF_COMPUTE_INT8 ? TF_COMPUTE_INT8X2 : compute;
+}
+
 static int find_name(const char *const *names, int count, const char *name) {
   for (int i = 0; name && i < count; i++)
     if (strcmp(names[i], name) == 0) return i;
@@ -113,8 +119,8 @@ tf_code tf_cpu_use(const char *cpu, const char *compute, tf_error *error) {
   if (kind == TF_COMPUTE_BF16 && !(effective >= TF_CPU_AVX512 && has_bf16))
     return tf_fail(error, TF_ERR_UNSUPPORTED, "--compute bf16 needs AVX-512 BF16, which %s",
                    has_bf16 ? "this --cpu leaves out" : "this machine lacks");
-  if (kind == TF_COMPUTE_INT8 && effective < TF_CPU_AVX2)
-    return tf_fail(error, TF_ERR_UNSUPPORTED, "--compute int8 needs %s, which %s", CPU_NEEDS[TF_CPU_AVX2],
+  if (kind >= TF_COMPUTE_INT8 && effective < TF_CPU_AVX2)
+    return tf_fail(error, TF_ERR_UNSUPPORTED, "--compute %s needs %s, which %s", compute, CPU_NEEDS[TF_CPU_AVX2],
                    best >= TF_CPU_AVX2 ? "this --cpu leaves out" : "this machine lacks");
   atomic_store(&level_in_use, level);
   atomic_store(&compute_in_use, kind);

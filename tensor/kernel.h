@@ -12,18 +12,18 @@
 enum {
   TF_PANEL = 16,           /* outputs */
   TF_STEP_BYTES = 64,      /* of a panel; a row's step has 4 */
-  TF_BLOCK_ROWS_MAX = 32,  /* of one call of a product */
+  TF_BLOCK_LINES_MAX = 32, /* of one call of a product */
   TF_BLOCK_PANELS_MAX = 4, /* likewise */
-  TF_BLOCK_FLOATS = TF_BLOCK_ROWS_MAX * TF_BLOCK_PANELS_MAX * TF_PANEL
+  TF_BLOCK_FLOATS = TF_BLOCK_LINES_MAX * TF_BLOCK_PANELS_MAX * TF_PANEL
 };
 
-/* One call of a product: sums[r, c] = row r . output c, f32 or int32. */
+/* One call of a product: sums[l, c] = line l . output c, f32 or int32. */
 typedef struct tf_block {
-  const char *x; /* first row; every row starts at a multiple of 4 bytes */
-  int64_t row_bytes, rows;
+  const char *x; /* first line (a row, or a half of one); every line starts at a multiple of 4 bytes */
+  int64_t line_bytes, lines;
   const char *weight; /* first panel, aligned to 64 bytes */
   int64_t panel_bytes, panels, steps;
-  void *sums; /* [rows, panels * 16], aligned to 64 bytes */
+  void *sums; /* [lines, panels * 16], aligned to 64 bytes */
 } tf_block;
 
 /* What becomes of a block's sums: activation(sum * scales + bias) * scale + residual. Pointers are at the block. */
@@ -32,6 +32,7 @@ typedef struct tf_finish {
   int64_t sums_stride, rows, columns; /* columns: of y, less than the panels' where they are padded */
   /* int8 only, else NULL. sum + offset is the product of signed numbers; all but row_scale are [panels * 16]. */
   const float *row_scale, *column_scale;
+  bool halves; /* a row has two lines of sums, of the high and the low byte: 256 times the first and the second */
   const int32_t *offset;
   const float *bias; /* [panels * 16], never NULL */
   tf_activation activation;
@@ -49,17 +50,24 @@ typedef struct tf_kernel {
   tf_cpu cpu;           /* level that it needs */
   int64_t step_inputs;  /* in a step: 1, 2 or 4 */
   int64_t inputs_align; /* inputs are padded to a multiple of this */
-  int64_t rows_align;   /* rows that may be read past the last */
+  int64_t halves;       /* lines of a row: 2 where activations of 16 bits come as two int8, else 1 */
   bool is_signed;       /* int8 rows are signed; else 128 is added, and the offset takes it off again */
-  /* The product of a block of at most TF_BLOCK_ROWS_MAX rows: one for few rows, and one from many_rows on; each with
-   * the panels that it takes at once. */
-  int64_t few_panels, many_panels, many_rows;
+  /* The product of a block of at most TF_BLOCK_LINES_MAX lines: one for few lines, and one from many_lines on; each
+   * with the panels that it takes at once. */
+  int64_t few_panels, many_panels, many_lines;
+  /* Around a thread's products of `many`, where that needs the processor set up; NULL: it does not. */
+  void (*begin)(void);
+  void (*end)(void);
   void (*few)(const tf_block *block);
   void (*many)(const tf_block *block);
   void (*finish)(const tf_finish *finish);
-  /* One row in the kernel's form: x[width] -> out[row_bytes], and its scale (int8). NULL: f32 as it is. */
-  void (*convert)(const float *x, int64_t width, int64_t row_bytes, void *out, float *scale);
+  /* One row in the kernel's form: x[width] -> out[halves * line_bytes], and its scale (int8). NULL: f32 as it is. */
+  void (*convert)(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
 } tf_kernel;
+
+static inline bool tf_kernel_is_int8(const tf_kernel *kernel) {
+  return kernel->compute == TF_COMPUTE_INT8 || kernel->compute == TF_COMPUTE_INT8X2;
+}
 
 /* The best for this arithmetic at the level in use; NULL: none (then OpenBLAS in f32). */
 const tf_kernel *tf_kernel_find(tf_compute compute);
@@ -68,10 +76,12 @@ const tf_kernel *tf_kernel_find(tf_compute compute);
 extern const tf_kernel tf_kernel_f32_avx2, tf_kernel_f32_avx512;
 extern const tf_kernel tf_kernel_bf16_avx512, tf_kernel_bf16_amx;
 extern const tf_kernel tf_kernel_int8_avx2, tf_kernel_int8_avx_vnni, tf_kernel_int8_vnni, tf_kernel_int8_amx;
+extern const tf_kernel tf_kernel_int8x2_avx2, tf_kernel_int8x2_avx_vnni, tf_kernel_int8x2_vnni, tf_kernel_int8x2_amx;
 void tf_finish_avx2(const tf_finish *finish);
 void tf_finish_avx512(const tf_finish *finish);
-void tf_convert_int8_avx512(const float *x, int64_t width, int64_t row_bytes, void *out, float *scale);
-void tf_convert_bf16_avx512(const float *x, int64_t width, int64_t row_bytes, void *out, float *scale);
+void tf_convert_int8_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
+void tf_convert_int8x2_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
+void tf_convert_bf16_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
 void tf_product_int8_vnni(const tf_block *block);
 void tf_product_bf16_avx512(const tf_block *block);
 

@@ -1,8 +1,8 @@
 /* Kernels of AVX2: products in f32 and int8 (AVX-VNNI where there is one), the finish of a block, rows to int8.
  * In: blocks as kernel.h lays them out. Out: sums, outputs, rows, bit for bit those of the AVX-512 int8 kernels but for
  * activations. A panel is two vectors; up to 6 rows of one panel are summed in 12 registers.
- * int8 without VNNI: |x| * (w with x's sign) in pairs to 16 bits. Both stay within +-127, so a pair's sum stays within
- * 32,258 and the saturating instruction never saturates. */
+ * int8 without VNNI: |x| * (w with x's sign) in pairs to 16 bits. Weights stay within +-127 and inputs within +-128, so
+ * a pair's sum stays within 32,512 and the saturating instruction never saturates. */
 #include "tensor/kernel.h"
 
 #if defined(__x86_64__)
@@ -31,8 +31,8 @@ static inline __attribute__((always_inline)) int32_t step_of(const char *row, in
   __attribute__((target(needs), always_inline)) static inline void name##_tile(const tf_block *block, int64_t first,   \
                                                                                int rows, int64_t panel) {              \
     vector low[tile_rows], high[tile_rows];                                                                            \
-    const char *x = block->x + first * block->row_bytes, *weight = block->weight + panel * block->panel_bytes;         \
-    int64_t row_bytes = block->row_bytes, steps = block->steps;                                                        \
+    const char *x = block->x + first * block->line_bytes, *weight = block->weight + panel * block->panel_bytes;        \
+    int64_t row_bytes = block->line_bytes, steps = block->steps;                                                       \
     _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) low[r] = high[r] = zero;                                    \
     for (int64_t step = 0; step < steps; step++, weight += TF_STEP_BYTES) {                                            \
       __m256i w0 = _mm256_load_si256((const void *)weight), w1 = _mm256_load_si256((const void *)(weight + 32));       \
@@ -51,8 +51,8 @@ static inline __attribute__((always_inline)) int32_t step_of(const char *row, in
   __attribute__((target(needs))) static void name(const tf_block *block) {                                             \
     for (int64_t panel = 0; panel < block->panels; panel++) {                                                          \
       int64_t first = 0;                                                                                               \
-      for (; first + (tile_rows) <= block->rows; first += (tile_rows)) name##_tile(block, first, tile_rows, panel);    \
-      switch (block->rows - first) {                                                                                   \
+      for (; first + (tile_rows) <= block->lines; first += (tile_rows)) name##_tile(block, first, tile_rows, panel);   \
+      switch (block->lines - first) {                                                                                  \
       case 1:                                                                                                          \
         name##_tile(block, first, 1, panel);                                                                           \
         break;                                                                                                         \
@@ -86,19 +86,27 @@ PRODUCT(product_avx_vnni, TARGET_AVX_VNNI, 6, __m256i, _mm256_setzero_si256(), A
 
 /* -- the finish ------------------------------------------------------------------------------------------------- */
 
+/* Eight sums of a line as floats, the offset taken off. */
+TF_AVX2_INLINE __m256 line_sums(const tf_finish *f, int64_t line, int64_t at) {
+  __m256i sums = _mm256_loadu_si256((const void *)((const char *)f->sums + (line * f->sums_stride + at) * 4));
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_loadu_si256((const void *)(f->offset + at))));
+}
+
 /* One row's sums as floats, scaled (int8), bias added: count columns from `at` of the panels on, a multiple of 8. */
 TF_AVX2_INLINE void scale_row(const tf_finish *f, int64_t row, int64_t at, int64_t count, float *out) {
-  const char *sums = (const char *)f->sums + (row * f->sums_stride + at) * 4;
-  for (int64_t i = 0; i < count; i += 8, sums += 32) {
-    __m256 bias = _mm256_loadu_ps(f->bias + at + i);
+  const float *floats = f->sums;
+  for (int64_t i = at; i < at + count; i += 8, out += 8) {
+    __m256 bias = _mm256_loadu_ps(f->bias + i), sum;
     if (!f->row_scale) {
-      _mm256_storeu_ps(out + i, _mm256_add_ps(_mm256_loadu_ps((const float *)(const void *)sums), bias));
+      _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(floats + row * f->sums_stride + i), bias));
       continue;
     }
-    __m256i sum = _mm256_loadu_si256((const void *)sums);
-    sum = _mm256_add_epi32(sum, _mm256_loadu_si256((const void *)(f->offset + at + i)));
-    __m256 factor = _mm256_mul_ps(_mm256_set1_ps(f->row_scale[row]), _mm256_loadu_ps(f->column_scale + at + i));
-    _mm256_storeu_ps(out + i, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), factor, bias));
+    if (f->halves)
+      sum = _mm256_fmadd_ps(line_sums(f, 2 * row, i), _mm256_set1_ps(256.0f), line_sums(f, 2 * row + 1, i));
+    else
+      sum = line_sums(f, row, i);
+    __m256 factor = _mm256_mul_ps(_mm256_set1_ps(f->row_scale[row]), _mm256_loadu_ps(f->column_scale + i));
+    _mm256_storeu_ps(out, _mm256_fmadd_ps(sum, factor, bias));
   }
 }
 
@@ -139,25 +147,50 @@ TF_AVX2_INLINE float largest_of(const float *x, int64_t width) {
   return largest;
 }
 
-/* As tf_convert_int8_avx512, but signed where middle is 0. */
-TF_AVX2_INLINE void convert(const float *x, int64_t width, int64_t row_bytes, int8_t *out, float *scale, int middle) {
+/* Eight inputs (fewer at the end) times the factor, as integers. */
+TF_AVX2_INLINE __m256i scaled_inputs(const float *x, int64_t count, float factor) {
+  float lanes[8] = {0};
+  memcpy(lanes, x, (size_t)(count < 8 ? count : 8) * sizeof *lanes);
+  return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(lanes), _mm256_set1_ps(factor)));
+}
+
+TF_AVX2_INLINE void store_bytes(int8_t *out, __m256i q, int middle) {
+  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  _mm_storel_epi64((void *)out, _mm_xor_si128(_mm_packs_epi16(words, words), _mm_set1_epi8((char)middle)));
+}
+
+/* As tf_convert_int8_avx512, but signed where middle is 0. Lines are a multiple of 64 bytes. */
+TF_AVX2_INLINE void convert(const float *x, int64_t width, int64_t line_bytes, int8_t *out, float *scale, int middle) {
   float largest = largest_of(x, width), factor = largest > 0 ? 127.0f / largest : 0.0f;
   *scale = largest / 127.0f;
-  memset(out, middle, (size_t)row_bytes);
+  memset(out, middle, (size_t)line_bytes);
+  for (int64_t i = 0; i < width; i += 8) store_bytes(out + i, scaled_inputs(x + i, width - i, factor), middle);
+}
+TF_AVX2 static void convert_signed(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
+  convert(x, width, line_bytes, out, scale, 0);
+}
+TF_AVX2 static void convert_unsigned(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
+  convert(x, width, line_bytes, out, scale, -128);
+}
+
+/* As tf_convert_int8x2_avx512, likewise. */
+TF_AVX2_INLINE void convert_halves(const float *x, int64_t width, int64_t line_bytes, int8_t *out, float *scale,
+                                   int middle) {
+  float largest = largest_of(x, width), factor = largest > 0 ? 32512.0f / largest : 0.0f;
+  *scale = largest / 32512.0f;
+  memset(out, middle, 2 * (size_t)line_bytes);
   for (int64_t i = 0; i < width; i += 8) {
-    float lanes[8] = {0};
-    memcpy(lanes, x + i, (size_t)(width - i < 8 ? width - i : 8) * sizeof *lanes);
-    __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(lanes), _mm256_set1_ps(factor)));
-    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-    __m128i bytes = _mm_xor_si128(_mm_packs_epi16(words, words), _mm_set1_epi8((char)middle));
-    _mm_storel_epi64((void *)(out + i), bytes); /* row_bytes is a multiple of 64 */
+    __m256i q = scaled_inputs(x + i, width - i, factor);
+    __m256i high = _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8);
+    store_bytes(out + i, high, middle);
+    store_bytes(out + line_bytes + i, _mm256_sub_epi32(q, _mm256_slli_epi32(high, 8)), middle);
   }
 }
-TF_AVX2 static void convert_signed(const float *x, int64_t width, int64_t row_bytes, void *out, float *scale) {
-  convert(x, width, row_bytes, out, scale, 0);
+TF_AVX2 static void halves_signed(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
+  convert_halves(x, width, line_bytes, out, scale, 0);
 }
-TF_AVX2 static void convert_unsigned(const float *x, int64_t width, int64_t row_bytes, void *out, float *scale) {
-  convert(x, width, row_bytes, out, scale, -128);
+TF_AVX2 static void halves_unsigned(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
+  convert_halves(x, width, line_bytes, out, scale, -128);
 }
 
 const tf_kernel tf_kernel_f32_avx2 = {.name = "f32 avx2",
@@ -165,10 +198,10 @@ const tf_kernel tf_kernel_f32_avx2 = {.name = "f32 avx2",
                                       .cpu = TF_CPU_AVX2,
                                       .step_inputs = 1,
                                       .inputs_align = 1,
-                                      .rows_align = 1,
+                                      .halves = 1,
                                       .few_panels = 4,
                                       .many_panels = 4,
-                                      .many_rows = INT64_MAX,
+                                      .many_lines = INT64_MAX,
                                       .few = product_f32,
                                       .many = product_f32,
                                       .finish = tf_finish_avx2};
@@ -177,26 +210,53 @@ const tf_kernel tf_kernel_int8_avx2 = {.name = "int8 avx2",
                                        .cpu = TF_CPU_AVX2,
                                        .step_inputs = 4,
                                        .inputs_align = 64,
-                                       .rows_align = 1,
+                                       .halves = 1,
                                        .is_signed = true,
                                        .few_panels = 4,
                                        .many_panels = 4,
-                                       .many_rows = INT64_MAX,
+                                       .many_lines = INT64_MAX,
                                        .few = product_int8,
                                        .many = product_int8,
                                        .finish = tf_finish_avx2,
                                        .convert = convert_signed};
+const tf_kernel tf_kernel_int8x2_avx2 = {.name = "int8x2 avx2",
+                                         .compute = TF_COMPUTE_INT8X2,
+                                         .cpu = TF_CPU_AVX2,
+                                         .step_inputs = 4,
+                                         .inputs_align = 64,
+                                         .halves = 2,
+                                         .is_signed = true,
+                                         .few_panels = 4,
+                                         .many_panels = 4,
+                                         .many_lines = INT64_MAX,
+                                         .few = product_int8,
+                                         .many = product_int8,
+                                         .finish = tf_finish_avx2,
+                                         .convert = halves_signed};
 const tf_kernel tf_kernel_int8_avx_vnni = {.name = "int8 avx-vnni",
                                            .compute = TF_COMPUTE_INT8,
                                            .cpu = TF_CPU_AVX2,
                                            .step_inputs = 4,
                                            .inputs_align = 64,
-                                           .rows_align = 1,
+                                           .halves = 1,
                                            .few_panels = 4,
                                            .many_panels = 4,
-                                           .many_rows = INT64_MAX,
+                                           .many_lines = INT64_MAX,
                                            .few = product_avx_vnni,
                                            .many = product_avx_vnni,
                                            .finish = tf_finish_avx2,
                                            .convert = convert_unsigned};
+const tf_kernel tf_kernel_int8x2_avx_vnni = {.name = "int8x2 avx-vnni",
+                                             .compute = TF_COMPUTE_INT8X2,
+                                             .cpu = TF_CPU_AVX2,
+                                             .step_inputs = 4,
+                                             .inputs_align = 64,
+                                             .halves = 2,
+                                             .few_panels = 4,
+                                             .many_panels = 4,
+                                             .many_lines = INT64_MAX,
+                                             .few = product_avx_vnni,
+                                             .many = product_avx_vnni,
+                                             .finish = tf_finish_avx2,
+                                             .convert = halves_unsigned};
 #endif

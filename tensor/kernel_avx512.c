@@ -27,8 +27,8 @@ static inline __attribute__((always_inline)) int32_t step_of(const char *row, in
   __attribute__((target(needs), always_inline)) static inline void name##_tile(const tf_block *block, int64_t first,   \
                                                                                int rows, int panels) {                 \
     vector sum[TILE_ROWS][TF_BLOCK_PANELS_MAX];                                                                        \
-    const char *x = block->x + first * block->row_bytes, *weight = block->weight;                                      \
-    int64_t row_bytes = block->row_bytes, panel_bytes = block->panel_bytes, steps = block->steps;                      \
+    const char *x = block->x + first * block->line_bytes, *weight = block->weight;                                     \
+    int64_t row_bytes = block->line_bytes, panel_bytes = block->panel_bytes, steps = block->steps;                     \
     _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) _Pragma("GCC unroll 4") for (int p = 0; p < panels; p++)    \
         sum[r][p] = zero;                                                                                              \
     for (int64_t step = 0; step < steps; step++, weight += TF_STEP_BYTES) {                                            \
@@ -44,9 +44,9 @@ static inline __attribute__((always_inline)) int32_t step_of(const char *row, in
         memcpy(out + (r * panels + p) * TF_STEP_BYTES, &sum[r][p], TF_STEP_BYTES);                                     \
   }                                                                                                                    \
   __attribute__((target(needs), always_inline)) static inline void name##_rows(const tf_block *block, int panels) {    \
-    int64_t tiles = (block->rows + TILE_ROWS - 1) / TILE_ROWS, first = 0;                                              \
+    int64_t tiles = (block->lines + TILE_ROWS - 1) / TILE_ROWS, first = 0;                                             \
     for (int64_t i = 0; i < tiles; i++) { /* even tiles: 8 rows are 4 + 4, not 6 + 2 */                                \
-      int64_t rows = (block->rows - first + tiles - i - 1) / (tiles - i);                                              \
+      int64_t rows = (block->lines - first + tiles - i - 1) / (tiles - i);                                             \
       switch (rows) {                                                                                                  \
       case 1:                                                                                                          \
         name##_tile(block, first, 1, panels);                                                                          \
@@ -97,25 +97,38 @@ PRODUCT(tf_product_int8_vnni, TARGET_VNNI, __m512i, _mm512_setzero_si512(), ADD_
 
 /* -- the finish ------------------------------------------------------------------------------------------------- */
 
-/* Sums of one vector as floats: scaled (int8), bias added. at: column in the panels. */
-TF_AVX512_INLINE __m512 scaled(const tf_finish *f, int64_t row, int64_t at, bool integer) {
-  const char *sums = (const char *)f->sums + (row * f->sums_stride + at) * 4;
-  __m512 bias = _mm512_loadu_ps(f->bias + at);
-  if (!integer) return _mm512_add_ps(_mm512_loadu_ps(sums), bias);
-  __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(sums), _mm512_loadu_si512(f->offset + at));
-  __m512 factor = _mm512_mul_ps(_mm512_set1_ps(f->row_scale[row]), _mm512_loadu_ps(f->column_scale + at));
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, bias);
+/* Sixteen sums of a line as floats, the offset taken off. */
+TF_AVX512_INLINE __m512 line_sums(const tf_finish *f, int64_t line, int64_t at) {
+  __m512i sums = _mm512_loadu_si512((const char *)f->sums + (line * f->sums_stride + at) * 4);
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_loadu_si512(f->offset + at)));
 }
 
-TF_AVX512_INLINE void finish_all(const tf_finish *f, bool integer, bool swiglu, tf_activation activation, bool exact) {
+/* What form the sums have. */
+typedef enum sums_form { FLOATS, INTEGERS, HALVES } sums_form;
+
+/* Sums of one vector as floats: scaled (int8), bias added. at: column in the panels. */
+TF_AVX512_INLINE __m512 scaled(const tf_finish *f, int64_t row, int64_t at, sums_form form) {
+  __m512 bias = _mm512_loadu_ps(f->bias + at), sum;
+  if (form == FLOATS)
+    return _mm512_add_ps(_mm512_loadu_ps((const char *)f->sums + (row * f->sums_stride + at) * 4), bias);
+  if (form == HALVES)
+    sum = _mm512_fmadd_ps(line_sums(f, 2 * row, at), _mm512_set1_ps(256.0f), line_sums(f, 2 * row + 1, at));
+  else
+    sum = line_sums(f, row, at);
+  __m512 factor = _mm512_mul_ps(_mm512_set1_ps(f->row_scale[row]), _mm512_loadu_ps(f->column_scale + at));
+  return _mm512_fmadd_ps(sum, factor, bias);
+}
+
+TF_AVX512_INLINE void finish_all(const tf_finish *f, sums_form form, bool swiglu, tf_activation activation,
+                                 bool exact) {
   for (int64_t row = 0; row < f->rows; row++) {
     float *y = f->y + row * f->y_stride;
     const float *residual = f->residual ? f->residual + row * f->y_stride : NULL;
     for (int64_t at = 0; at < f->columns; at += TF_PANEL) {
       __mmask16 lanes = tf_lanes16(f->columns - at);
-      __m512 value = scaled(f, row, swiglu ? 2 * at : at, integer);
+      __m512 value = scaled(f, row, swiglu ? 2 * at : at, form);
       if (swiglu)
-        value = _mm512_mul_ps(tf_gated16(value, value), scaled(f, row, 2 * at + TF_PANEL, integer));
+        value = _mm512_mul_ps(tf_gated16(value, value), scaled(f, row, 2 * at + TF_PANEL, form));
       else
         value = tf_activate16(activation, exact, value);
       if (f->scale) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(lanes, f->scale + at));
@@ -126,48 +139,54 @@ TF_AVX512_INLINE void finish_all(const tf_finish *f, bool integer, bool swiglu, 
 }
 
 /* A constant activation makes one straight loop. */
-TF_AVX512_INLINE void finish_kind(const tf_finish *f, bool integer) {
+TF_AVX512_INLINE void finish_kind(const tf_finish *f, sums_form form) {
   if (f->swiglu) {
-    finish_all(f, integer, true, TF_ACTIVATION_NONE, true);
+    finish_all(f, form, true, TF_ACTIVATION_NONE, true);
     return;
   }
   switch (f->activation) {
   case TF_ACTIVATION_NONE:
-    finish_all(f, integer, false, TF_ACTIVATION_NONE, true);
+    finish_all(f, form, false, TF_ACTIVATION_NONE, true);
     return;
   case TF_ACTIVATION_GELU:
     if (f->exact)
-      finish_all(f, integer, false, TF_ACTIVATION_GELU, true);
+      finish_all(f, form, false, TF_ACTIVATION_GELU, true);
     else
-      finish_all(f, integer, false, TF_ACTIVATION_GELU, false);
+      finish_all(f, form, false, TF_ACTIVATION_GELU, false);
     return;
   case TF_ACTIVATION_GELU_TANH:
-    finish_all(f, integer, false, TF_ACTIVATION_GELU_TANH, true);
+    finish_all(f, form, false, TF_ACTIVATION_GELU_TANH, true);
     return;
   case TF_ACTIVATION_QUICK_GELU:
-    finish_all(f, integer, false, TF_ACTIVATION_QUICK_GELU, true);
+    finish_all(f, form, false, TF_ACTIVATION_QUICK_GELU, true);
     return;
   case TF_ACTIVATION_SILU:
-    finish_all(f, integer, false, TF_ACTIVATION_SILU, true);
+    finish_all(f, form, false, TF_ACTIVATION_SILU, true);
     return;
   }
 }
 
 TF_AVX512 void tf_finish_avx512(const tf_finish *finish) {
-  if (finish->row_scale)
-    finish_kind(finish, true);
+  if (!finish->row_scale)
+    finish_kind(finish, FLOATS);
+  else if (finish->halves)
+    finish_kind(finish, HALVES);
   else
-    finish_kind(finish, false);
+    finish_kind(finish, INTEGERS);
 }
 
 /* -- rows ------------------------------------------------------------------------------------------------------- */
 
-/* q = round(x * 127 / largest), ties to even, plus 128; the scale takes it back: largest / 127. */
-TF_AVX512 void tf_convert_int8_avx512(const float *x, int64_t width, int64_t row_bytes, void *out, float *scale) {
+TF_AVX512_INLINE float largest_of(const float *x, int64_t width) {
   __m512 most = _mm512_setzero_ps();
   for (int64_t i = 0; i < width; i += 16)
     most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i)));
-  float largest = _mm512_reduce_max_ps(most);
+  return _mm512_reduce_max_ps(most);
+}
+
+/* q = round(x * 127 / largest), ties to even, plus 128; the scale takes it back: largest / 127. */
+TF_AVX512 void tf_convert_int8_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
+  float largest = largest_of(x, width);
   __m512 factor = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
   *scale = largest / 127.0f;
   const __m128i middle = _mm_set1_epi8((char)-128);
@@ -176,17 +195,38 @@ TF_AVX512 void tf_convert_int8_avx512(const float *x, int64_t width, int64_t row
   for (; i < width; i += 16) {
     __m512 scaled_x = _mm512_mul_ps(_mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i), factor);
     __m128i q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(scaled_x));
-    _mm_storeu_si128((void *)(bytes + i), _mm_xor_si128(q, middle)); /* row_bytes is a multiple of 64 */
+    _mm_storeu_si128((void *)(bytes + i), _mm_xor_si128(q, middle)); /* line_bytes is a multiple of 64 */
   }
-  for (; i < row_bytes; i += 16) _mm_storeu_si128((void *)(bytes + i), middle);
+  for (; i < line_bytes; i += 16) _mm_storeu_si128((void *)(bytes + i), middle);
 }
 
-TF_AVX512 void tf_convert_bf16_avx512(const float *x, int64_t width, int64_t row_bytes, void *out, float *scale) {
+/* q = round(x * 32512 / largest) = 256 high + low, high within +-127, low -128..127; each plus 128, in a line each. */
+TF_AVX512 void tf_convert_int8x2_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
+  float largest = largest_of(x, width);
+  __m512 factor = _mm512_set1_ps(largest > 0 ? 32512.0f / largest : 0.0f);
+  *scale = largest / 32512.0f;
+  const __m128i middle = _mm_set1_epi8((char)-128);
+  uint8_t *bytes = out;
+  int64_t i = 0;
+  for (; i < width; i += 16) {
+    __m512 scaled_x = _mm512_mul_ps(_mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i), factor);
+    __m512i q = _mm512_cvtps_epi32(scaled_x), high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+    __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 8));
+    _mm_storeu_si128((void *)(bytes + i), _mm_xor_si128(_mm512_cvtsepi32_epi8(high), middle));
+    _mm_storeu_si128((void *)(bytes + line_bytes + i), _mm_xor_si128(_mm512_cvtsepi32_epi8(low), middle));
+  }
+  for (; i < line_bytes; i += 16) {
+    _mm_storeu_si128((void *)(bytes + i), middle);
+    _mm_storeu_si128((void *)(bytes + line_bytes + i), middle);
+  }
+}
+
+TF_AVX512 void tf_convert_bf16_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
   (void)scale;
   uint16_t *halves = out;
   const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
   int64_t i = 0;
-  for (; i < width; i += 16) { /* round to nearest even; row_bytes is a multiple of 64 */
+  for (; i < width; i += 16) { /* round to nearest even; line_bytes is a multiple of 64 */
     __m512 value = _mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i);
     __m512i bits = _mm512_castps_si512(value);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -195,7 +235,7 @@ TF_AVX512 void tf_convert_bf16_avx512(const float *x, int64_t width, int64_t row
     rounded = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc0));
     _mm256_storeu_si256((void *)(halves + i), _mm512_cvtepi32_epi16(rounded));
   }
-  for (; i < row_bytes / 2; i += 16) _mm256_storeu_si256((void *)(halves + i), _mm256_setzero_si256());
+  for (; i < line_bytes / 2; i += 16) _mm256_storeu_si256((void *)(halves + i), _mm256_setzero_si256());
 }
 
 const tf_kernel tf_kernel_f32_avx512 = {.name = "f32 avx512",
@@ -203,10 +243,10 @@ const tf_kernel tf_kernel_f32_avx512 = {.name = "f32 avx512",
                                         .cpu = TF_CPU_AVX512,
                                         .step_inputs = 1,
                                         .inputs_align = 1,
-                                        .rows_align = 1,
+                                        .halves = 1,
                                         .few_panels = 4,
                                         .many_panels = 4,
-                                        .many_rows = INT64_MAX,
+                                        .many_lines = INT64_MAX,
                                         .few = product_f32,
                                         .many = product_f32,
                                         .finish = tf_finish_avx512};
@@ -215,10 +255,10 @@ const tf_kernel tf_kernel_bf16_avx512 = {.name = "bf16 avx512",
                                          .cpu = TF_CPU_AVX512,
                                          .step_inputs = 2,
                                          .inputs_align = 32,
-                                         .rows_align = 1,
+                                         .halves = 1,
                                          .few_panels = 4,
                                          .many_panels = 4,
-                                         .many_rows = INT64_MAX,
+                                         .many_lines = INT64_MAX,
                                          .few = tf_product_bf16_avx512,
                                          .many = tf_product_bf16_avx512,
                                          .finish = tf_finish_avx512,
@@ -228,12 +268,25 @@ const tf_kernel tf_kernel_int8_vnni = {.name = "int8 vnni",
                                        .cpu = TF_CPU_VNNI,
                                        .step_inputs = 4,
                                        .inputs_align = 64,
-                                       .rows_align = 1,
+                                       .halves = 1,
                                        .few_panels = 4,
                                        .many_panels = 4,
-                                       .many_rows = INT64_MAX,
+                                       .many_lines = INT64_MAX,
                                        .few = tf_product_int8_vnni,
                                        .many = tf_product_int8_vnni,
                                        .finish = tf_finish_avx512,
                                        .convert = tf_convert_int8_avx512};
+const tf_kernel tf_kernel_int8x2_vnni = {.name = "int8x2 vnni",
+                                         .compute = TF_COMPUTE_INT8X2,
+                                         .cpu = TF_CPU_VNNI,
+                                         .step_inputs = 4,
+                                         .inputs_align = 64,
+                                         .halves = 2,
+                                         .few_panels = 4,
+                                         .many_panels = 4,
+                                         .many_lines = INT64_MAX,
+                                         .few = tf_product_int8_vnni,
+                                         .many = tf_product_int8_vnni,
+                                         .finish = tf_finish_avx512,
+                                         .convert = tf_convert_int8x2_avx512};
 #endif

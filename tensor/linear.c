@@ -1,6 +1,6 @@
 /* tf_linear applied. In: packed weights, rows in the kernel's form. Out: outputs, finished block by block.
  * The work is cut into units of some panels by some rows. Inside a unit the panels stay while the rows pass by, so that
- * weights come from memory once; a block of at most 32 rows goes from sums to outputs in the first-level cache. */
+ * weights come from memory once; a block of at most 32 lines goes from sums to outputs in the first-level cache. */
 #include "tensor/linear.h"
 
 #include <assert.h>
@@ -31,7 +31,7 @@ typedef struct apply_job {
   const tf_rows *rows;
   float *const *y;
   const tf_epilogue *epilogue;
-  void (*product)(const tf_block *block);
+  bool many;
   int64_t unit_panels, unit_rows, row_units; /* units of one group of panels, beside each other in memory */
   int64_t groups[TF_LINEAR_PARTS_MAX];       /* of panels, in each part */
 } apply_job;
@@ -47,16 +47,17 @@ static void run_block(const apply_job *job, int part_index, int64_t panel, int64
   const tf_linear_part *part = &self->parts[part_index];
   const tf_rows *x = job->rows;
   bool swiglu = self->join == TF_JOIN_SWIGLU;
+  int64_t halves = self->kernel->halves;
   int64_t at = (part->first + panel) * TF_PANEL, column = panel * TF_PANEL / (swiglu ? 2 : 1);
   tf_block block = {.x = x->values + row * x->row_bytes,
-                    .row_bytes = x->row_bytes,
-                    .rows = rows,
+                    .line_bytes = x->row_bytes / halves,
+                    .lines = rows * halves,
                     .weight = self->weight + (part->first + panel) * self->panel_bytes,
                     .panel_bytes = self->panel_bytes,
                     .panels = panels,
                     .steps = self->steps,
                     .sums = sums};
-  job->product(&block);
+  (job->many ? self->kernel->many : self->kernel->few)(&block);
   tf_finish finish = {.sums = sums,
                       .sums_stride = panels * TF_PANEL,
                       .rows = rows,
@@ -67,6 +68,7 @@ static void run_block(const apply_job *job, int part_index, int64_t panel, int64
                       .y = job->y[part_index] + row * part->out + column,
                       .y_stride = part->out};
   if (x->scales) {
+    finish.halves = halves == 2;
     finish.row_scale = x->scales + row;
     finish.column_scale = self->column_scale + at;
     finish.offset = self->offset + at;
@@ -81,7 +83,9 @@ static void run_block(const apply_job *job, int part_index, int64_t panel, int64
 
 static void run_units(void *context, int64_t begin, int64_t end, int thread) {
   const apply_job *job = context;
+  const tf_kernel *kernel = job->self->kernel;
   (void)thread;
+  if (job->many && kernel->begin) kernel->begin();
   for (int64_t unit = begin; unit < end; unit++) {
     int64_t group = unit / job->row_units, first = unit % job->row_units * job->unit_rows;
     int part = 0;
@@ -89,9 +93,10 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
     int64_t panel = group * job->unit_panels, panels = job->self->parts[part].panels - panel;
     panels = smaller(panels, job->unit_panels);
     int64_t last = smaller(first + job->unit_rows, job->rows->rows);
-    for (int64_t row = first; row < last; row += TF_BLOCK_ROWS_MAX)
-      run_block(job, part, panel, panels, row, smaller(last - row, TF_BLOCK_ROWS_MAX));
+    for (int64_t row = first, most = TF_BLOCK_LINES_MAX / kernel->halves; row < last; row += most)
+      run_block(job, part, panel, panels, row, smaller(last - row, most));
   }
+  if (job->many && kernel->end) kernel->end();
 }
 
 /* Groups of panels in all parts. */
@@ -108,17 +113,16 @@ static int64_t count_groups(apply_job *job) {
  * fewer rows. */
 static int64_t cut_units(apply_job *job, int threads) {
   const tf_kernel *kernel = job->self->kernel;
-  bool many = job->rows->rows >= kernel->many_rows;
+  job->many = job->rows->rows * kernel->halves >= kernel->many_lines;
   int64_t wanted = threads == 1 ? 1 : (int64_t)threads * UNITS_A_THREAD, groups;
-  job->product = many ? kernel->many : kernel->few;
-  job->unit_panels = many ? kernel->many_panels : kernel->few_panels;
+  job->unit_panels = job->many ? kernel->many_panels : kernel->few_panels;
   job->unit_rows = job->rows->rows;
   job->row_units = 1;
   while ((groups = count_groups(job)) < wanted && job->unit_panels > 2) job->unit_panels -= 2;
-  int64_t blocks = (job->rows->rows - 1) / TF_BLOCK_ROWS_MAX + 1;
+  int64_t blocks = (job->rows->rows - 1) / TF_BLOCK_LINES_MAX + 1;
   if (groups < wanted && blocks > 1) {
     int64_t pieces = smaller((wanted - 1) / groups + 1, blocks);
-    job->unit_rows = ((blocks - 1) / pieces + 1) * TF_BLOCK_ROWS_MAX;
+    job->unit_rows = ((blocks - 1) / pieces + 1) * TF_BLOCK_LINES_MAX;
     job->row_units = (job->rows->rows - 1) / job->unit_rows + 1;
   }
   return groups * job->row_units;
@@ -142,6 +146,12 @@ static void apply_blas_swiglu(const tf_linear_part *part, tf_pool *pool, const f
     tf_blas_apply(&part->second, pool, x + row * part->blas.in, count, both[1], NULL);
     tf_parallel(pool, count * part->out, 4096, multiply, both);
   }
+}
+
+void tf_linear_apply_here(const tf_linear *self, const tf_rows *rows, float *const *y, const tf_epilogue *epilogue) {
+  assert(self->kernel && rows->kernel == self->kernel && rows->width == self->in);
+  apply_job job = {.self = self, .rows = rows, .y = y, .epilogue = epilogue};
+  run_units(&job, 0, cut_units(&job, 1), 0);
 }
 
 void tf_linear_apply_rows(const tf_linear *self, tf_pool *pool, const tf_rows *rows, float *const *y,
@@ -171,7 +181,7 @@ void tf_linear_apply(const tf_linear *self, tf_pool *pool, const float *x, int64
   int64_t row_bytes = tf_rows_row_bytes(self->kernel, self->in), most = rows, out = self->parts[0].out;
   if (self->kernel && self->kernel->convert) { /* as many as find room in the shared memory with their scales */
     most = TF_POOL_SHARED_BYTES / (row_bytes + (int64_t)sizeof(float));
-    most = most / TF_BLOCK_ROWS_MAX * TF_BLOCK_ROWS_MAX;
+    most = most / TF_BLOCK_LINES_MAX * TF_BLOCK_LINES_MAX;
     assert(most > 0);
   }
   char *values = tf_pool_shared(pool);

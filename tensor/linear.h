@@ -86,4 +86,19 @@ void tf_rows_load(tf_rows *self, tf_pool *pool, const tf_linear *linear, const f
 void tf_linear_apply_rows(const tf_linear *self, tf_pool *pool, const tf_rows *rows, float *const *y,
                           const tf_epilogue *epilogue);
 
+/* One linear of a chain. */
+typedef struct tf_linear_step {
+  const tf_linear *linear;
+  const tf_row_norm *norm; /* on the way in; NULL: none */
+  const float *x;          /* [rows, in] */
+  tf_epilogue epilogue;
+  float *y[TF_LINEAR_PARTS_MAX]; /* [rows, outputs] of each part */
+  /* Only the next step reads y (its x is y[0]): what is left there afterwards is not defined. Never two in a row. */
+  bool passing;
+} tf_linear_step;
+/* The steps one after the other over all rows. Where the weights find room in a core's cache, a few rows at a time go
+ * through all steps, so that what passes between them does too; the results are the same. `rows_memory`: of at least
+ * `rows` rows and the widest input. */
+void tf_linear_chain(tf_pool *pool, const tf_linear_step *steps, int count, int64_t rows, tf_rows *rows_memory);
+
 #endif

@@ -15,12 +15,14 @@ enum { INPUTS_MAX = 65536 - 64, SWIGLU_OUTPUTS_MAX = TF_POOL_SHARED_BYTES / (int
 
 const tf_kernel *tf_kernel_find(tf_compute compute) {
 #if defined(__x86_64__)
-  const tf_kernel *const all[] = {&tf_kernel_int8_amx,   &tf_kernel_int8_vnni, &tf_kernel_int8_avx_vnni,
-                                  &tf_kernel_int8_avx2,  &tf_kernel_bf16_amx,  &tf_kernel_bf16_avx512,
-                                  &tf_kernel_f32_avx512, &tf_kernel_f32_avx2};
+  const tf_kernel *const all[] = {&tf_kernel_int8_amx,        &tf_kernel_int8_vnni,   &tf_kernel_int8_avx_vnni,
+                                  &tf_kernel_int8_avx2,       &tf_kernel_int8x2_amx,  &tf_kernel_int8x2_vnni,
+                                  &tf_kernel_int8x2_avx_vnni, &tf_kernel_int8x2_avx2, &tf_kernel_bf16_amx,
+                                  &tf_kernel_bf16_avx512,     &tf_kernel_f32_avx512,  &tf_kernel_f32_avx2};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
     if (all[i]->compute != compute || all[i]->cpu > tf_cpu_level()) continue;
-    if (all[i] == &tf_kernel_int8_avx_vnni && !tf_cpu_has_avx_vnni()) continue;
+    bool avx_vnni = all[i] == &tf_kernel_int8_avx_vnni || all[i] == &tf_kernel_int8x2_avx_vnni;
+    if (avx_vnni && !tf_cpu_has_avx_vnni()) continue;
     if (all[i] == &tf_kernel_bf16_avx512 && !tf_cpu_has_bf16()) continue;
     return all[i];
   }
@@ -141,6 +143,7 @@ static void pack_panel(tf_linear *self, const reader *from, int64_t first, int64
     int64_t at = index * TF_PANEL + i;
     switch (self->kernel->compute) {
     case TF_COMPUTE_INT8:
+    case TF_COMPUTE_INT8X2:
       self->column_scale[at] = place_int8(row, self->in, i, self->kernel->is_signed, panel, &self->offset[at]);
       break;
     case TF_COMPUTE_BF16:
@@ -283,6 +286,7 @@ void tf_linear_row(const tf_linear *self, int64_t row, float *out) {
     uint16_t half;
     switch (self->kernel->compute) {
     case TF_COMPUTE_INT8:
+    case TF_COMPUTE_INT8X2:
       out[i] = (float)(int8_t)*at * self->column_scale[row];
       break;
     case TF_COMPUTE_BF16:

@@ -38,8 +38,13 @@ struct tf_rows {
 
 /* Bytes from row to row in the kernel's form, and memory for `rows` of them with their scales. */
 int64_t tf_rows_row_bytes(const tf_kernel *kernel, int64_t width);
-/* Fills memory (aligned to 64 bytes, large enough for rows and the kernel's rows_align) and points self at it. */
+/* One row: norm (unless NULL) and conversion; normed: [width], scratch for a norm before a conversion. */
+void tf_rows_fill_one(const tf_kernel *kernel, const float *x, int64_t width, const tf_row_norm *norm, float *normed,
+                      char *out, float *scale);
+/* Fills memory (aligned to 64 bytes, whole blocks of rows) and points self at it. */
 void tf_rows_fill(tf_rows *self, tf_pool *pool, const tf_kernel *kernel, const float *x, int64_t rows, int64_t width,
                   const tf_row_norm *norm, char *values, float *scales);
+/* tf_linear_apply_rows on the caller's thread alone; there must be a kernel. */
+void tf_linear_apply_here(const tf_linear *self, const tf_rows *rows, float *const *y, const tf_epilogue *epilogue);
 
 #endif

@@ -18,7 +18,7 @@ typedef void (*tf_parallel_fn)(void *context, int64_t begin, int64_t end, int th
  * thread that the system holds up delays little) and runs them; returns when all are done. Not from inside itself. */
 void tf_parallel(tf_pool *self, int64_t count, int64_t grain, tf_parallel_fn fn, void *context);
 /* Memory for the pieces that `thread` runs, aligned to 64 bytes; its contents last as long as one piece. */
-enum { TF_POOL_SCRATCH_BYTES = 1 << 20 };
+enum { TF_POOL_SCRATCH_BYTES = 2 << 20 };
 void *tf_pool_scratch(tf_pool *self, int thread);
 /* Memory for the caller of tf_parallel, aligned likewise; the next tensor/ function that is called may use it too. */
 enum { TF_POOL_SHARED_BYTES = 4 << 20 };

@@ -6,12 +6,17 @@
 #include "tensor/linear_parts.h"
 #include "tensor/ops.h"
 
-enum { ROWS_ALIGN = TF_BLOCK_ROWS_MAX, BYTES_ALIGN = 64, GRAIN_FLOATS = 4096 };
+enum { ROWS_ALIGN = TF_BLOCK_LINES_MAX, BYTES_ALIGN = 64, INPUTS_ALIGN = 64, GRAIN_FLOATS = 4096 };
 
 int64_t tf_rows_row_bytes(const tf_kernel *kernel, int64_t width) {
   if (!kernel || !kernel->convert) return width * (int64_t)sizeof(float);
   int64_t inputs = (width + kernel->inputs_align - 1) / kernel->inputs_align * kernel->inputs_align;
-  return inputs * 4 / kernel->step_inputs;
+  return inputs * 4 / kernel->step_inputs * kernel->halves;
+}
+
+/* Bytes that a row may take in any form: f32 is the widest, but int8's halves are padded to 64 inputs each. */
+static size_t row_capacity(int64_t width) {
+  return ((size_t)width + INPUTS_ALIGN - 1) / INPUTS_ALIGN * INPUTS_ALIGN * sizeof(float);
 }
 
 tf_rows *tf_rows_new(int64_t rows_max, int64_t width_max) {
@@ -19,7 +24,7 @@ tf_rows *tf_rows_new(int64_t rows_max, int64_t width_max) {
   tf_rows *self = calloc(1, sizeof *self);
   if (!self) return NULL;
   size_t rows = ((size_t)rows_max + ROWS_ALIGN - 1) / ROWS_ALIGN * ROWS_ALIGN;
-  size_t row_bytes = ((size_t)width_max * sizeof(float) + BYTES_ALIGN - 1) / BYTES_ALIGN * BYTES_ALIGN;
+  size_t row_bytes = row_capacity(width_max);
   self->rows_max = (int64_t)rows;
   self->width_max = width_max;
   self->owned = aligned_alloc(BYTES_ALIGN, rows * (row_bytes + sizeof(float)));
@@ -34,6 +39,20 @@ void tf_rows_free(tf_rows **self) {
   *self = NULL;
 }
 
+void tf_rows_fill_one(const tf_kernel *kernel, const float *x, int64_t width, const tf_row_norm *norm, float *normed,
+                      char *out, float *scale) {
+  bool converts = kernel && kernel->convert;
+  if (norm) {
+    if (!converts) normed = (float *)(void *)out;
+    if (norm->bias)
+      tf_layer_norm_row(x, width, norm->weight, norm->bias, norm->epsilon, normed);
+    else
+      tf_rms_norm_row(x, width, norm->weight, norm->epsilon, normed);
+    x = normed;
+  }
+  if (converts) kernel->convert(x, width, tf_rows_row_bytes(kernel, width) / kernel->halves, out, scale);
+}
+
 typedef struct fill_job {
   tf_pool *pool;
   const tf_kernel *kernel;
@@ -46,19 +65,9 @@ typedef struct fill_job {
 
 static void fill_rows(void *context, int64_t begin, int64_t end, int thread) {
   const fill_job *job = context;
-  bool converts = job->kernel && job->kernel->convert;
   for (int64_t row = begin; row < end; row++) {
-    const float *x = job->x + row * job->width;
-    char *out = job->values + row * job->row_bytes;
-    if (job->norm) {
-      float *normed = converts ? tf_pool_scratch(job->pool, thread) : (float *)(void *)out;
-      if (job->norm->bias)
-        tf_layer_norm_row(x, job->width, job->norm->weight, job->norm->bias, job->norm->epsilon, normed);
-      else
-        tf_rms_norm_row(x, job->width, job->norm->weight, job->norm->epsilon, normed);
-      x = normed;
-    }
-    if (converts) job->kernel->convert(x, job->width, job->row_bytes, out, job->scales + row);
+    tf_rows_fill_one(job->kernel, job->x + row * job->width, job->width, job->norm, tf_pool_scratch(job->pool, thread),
+                     job->values + row * job->row_bytes, job->scales + row);
   }
 }
 
@@ -69,7 +78,7 @@ void tf_rows_fill(tf_rows *self, tf_pool *pool, const tf_kernel *kernel, const f
   self->rows = rows;
   self->width = width;
   self->row_bytes = tf_rows_row_bytes(kernel, width);
-  self->scales = converts && kernel->compute == TF_COMPUTE_INT8 ? scales : NULL;
+  self->scales = converts && tf_kernel_is_int8(kernel) ? scales : NULL;
   self->values = (const char *)(const void *)x;
   if (!converts && !norm) return;
   assert(!norm || !converts || width <= TF_POOL_SCRATCH_BYTES / (int64_t)sizeof(float));
@@ -88,8 +97,7 @@ void tf_rows_fill(tf_rows *self, tf_pool *pool, const tf_kernel *kernel, const f
 void tf_rows_load(tf_rows *self, tf_pool *pool, const tf_linear *linear, const float *x, int64_t rows,
                   const tf_row_norm *norm) {
   assert(rows >= 0 && rows <= self->rows_max && linear->in <= self->width_max);
-  size_t row_bytes = ((size_t)self->width_max * sizeof(float) + BYTES_ALIGN - 1) / BYTES_ALIGN * BYTES_ALIGN;
-  float *scales = (float *)(void *)(self->owned + (size_t)self->rows_max * row_bytes);
+  float *scales = (float *)(void *)(self->owned + (size_t)self->rows_max * row_capacity(self->width_max));
   tf_rows_fill(self, pool, linear->kernel, x, rows, linear->in, norm && norm->weight ? norm : NULL, self->owned,
                scales);
 }

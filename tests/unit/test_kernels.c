@@ -1,6 +1,7 @@
 /* The int8 and bf16 kernels against the same arithmetic in plain C, on every level that this machine has.
  * In: numbers made here. Out: a Criterion suite.
- * int8: quantisation as documented (rows and outputs symmetric, largest magnitude 127) and exact integer sums; the
+ * int8: quantisation as documented (rows and outputs symmetric, largest magnitude 127; rows of int8x2 32,512) and exact
+ * integer sums; the
  * finish rounds a few times in f32, so 2e-6 * (1 + |y|) + 1e-6 * |scaled sum| is far inside what one step of a sum
  * (about 1e-4 here) would show. bf16: both sides rounded, sums in f32 in some order: 1e-5 * sum of magnitudes.
  * Approximate activations add 1e-4, as kernel.h says. */
@@ -36,11 +37,11 @@ static tf_tensor vector_of(const float *data, int64_t count) {
 }
 
 /* q[count], returns the scale. */
-static float quantise(const float *x, int64_t count, int *q) {
+static float quantise(const float *x, int64_t count, float most, int *q) {
   float largest = 0;
   for (int64_t i = 0; i < count; i++) largest = fmaxf(largest, fabsf(x[i]));
-  for (int64_t i = 0; i < count; i++) q[i] = largest > 0 ? (int)lrintf(x[i] * (127.0f / largest)) : 0;
-  return largest / 127.0f;
+  for (int64_t i = 0; i < count; i++) q[i] = largest > 0 ? (int)lrintf(x[i] * (most / largest)) : 0;
+  return largest / most;
 }
 
 typedef struct problem {
@@ -49,15 +50,16 @@ typedef struct problem {
   double *sums, *sizes; /* [rows, out]: of products, and of their magnitudes */
 } problem;
 
-static void reference_int8(problem *self) {
+static void reference_int8(problem *self, float most) {
   int *w = malloc((size_t)self->in * sizeof *w), *q = malloc((size_t)(self->in * self->rows) * sizeof *q);
   float *scales = malloc((size_t)self->rows * sizeof *scales);
-  for (int64_t r = 0; r < self->rows; r++) scales[r] = quantise(self->x + r * self->in, self->in, q + r * self->in);
+  for (int64_t r = 0; r < self->rows; r++)
+    scales[r] = quantise(self->x + r * self->in, self->in, most, q + r * self->in);
   for (int64_t o = 0; o < self->out; o++) {
-    double scale = (double)quantise(self->weight + o * self->in, self->in, w);
+    double scale = (double)quantise(self->weight + o * self->in, self->in, 127, w);
     for (int64_t r = 0; r < self->rows; r++) {
       int64_t sum = 0;
-      for (int64_t i = 0; i < self->in; i++) sum += w[i] * q[r * self->in + i];
+      for (int64_t i = 0; i < self->in; i++) sum += (int64_t)w[i] * q[r * self->in + i];
       self->sums[r * self->out + o] = (double)sum * scale * (double)scales[r];
       self->sizes[r * self->out + o] = fabs(self->sums[r * self->out + o]);
     }
@@ -95,10 +97,10 @@ static problem make_problem(int64_t out, int64_t in, int64_t rows, tf_compute co
   for (int64_t r = 2; r < rows; r += 5) self.x[r * in + r % in] = 40.0f * (float)(r % 2 ? 1 : -1); /* outliers */
   self.sums = malloc((size_t)(rows * out) * sizeof *self.sums);
   self.sizes = malloc((size_t)(rows * out) * sizeof *self.sizes);
-  if (compute == TF_COMPUTE_INT8)
-    reference_int8(&self);
-  else
+  if (compute == TF_COMPUTE_BF16)
     reference_bf16(&self);
+  else
+    reference_int8(&self, compute == TF_COMPUTE_INT8 ? 127 : 32512);
   return self;
 }
 
@@ -139,6 +141,10 @@ static void check(const problem *self, const tf_linear *linear, const float *y, 
   }
 }
 
+static tf_compute kind_of(const char *compute) {
+  return compute[0] == 'b' ? TF_COMPUTE_BF16 : strcmp(compute, "int8x2") == 0 ? TF_COMPUTE_INT8X2 : TF_COMPUTE_INT8;
+}
+
 static const char *const LEVELS[] = {"avx2", "avx512", "vnni", "amx"};
 enum { LEVEL_COUNT = sizeof LEVELS / sizeof *LEVELS };
 
@@ -147,7 +153,7 @@ static void check_shape(int64_t out, int64_t in, const char *compute, const int6
   static const tf_epilogue plain = {.activation = TF_ACTIVATION_NONE};
   tf_pool *pools[] = {tf_pool_new(1), tf_pool_new(3)};
   for (int i = 0; i < count; i++) {
-    problem self = make_problem(out, in, rows[i], compute[0] == 'i' ? TF_COMPUTE_INT8 : TF_COMPUTE_BF16);
+    problem self = make_problem(out, in, rows[i], kind_of(compute));
     for (int level = 0; level < LEVEL_COUNT; level++) {
       tf_error error;
       if (tf_cpu_use(LEVELS[level], compute, &error) != TF_OK) continue;
@@ -187,6 +193,18 @@ Test(kernels, int8_the_models_shapes, .timeout = 120) {
   check_shape(384, 1536, "int8", LARGE_ROWS, 3);
   check_shape(576, 576, "int8", LARGE_ROWS, 3);
 }
+Test(kernels, int8x2_one_to_forty_rows, .timeout = 120) {
+  every_row_count(40, 65, "int8x2");
+}
+Test(kernels, int8x2_odd_shapes, .timeout = 120) {
+  static const int64_t shapes[][2] = {{1, 1}, {5, 3}, {16, 64}, {17, 66}, {33, 130}, {80, 63}, {129, 352}};
+  static const int64_t rows[] = {1, 2, 9, 31, 33};
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+    check_shape(shapes[i][0], shapes[i][1], "int8x2", rows, 5);
+}
+Test(kernels, int8x2_the_models_shapes, .timeout = 120) {
+  check_shape(384, 1536, "int8x2", LARGE_ROWS, 2);
+}
 Test(kernels, bf16_one_to_forty_rows, .timeout = 120) {
   every_row_count(40, 65, "bf16");
 }
@@ -202,7 +220,7 @@ Test(kernels, bf16_the_models_shapes, .timeout = 120) {
 
 /* Every combination of bias, activation, scale and residual. */
 static void check_epilogues(const char *compute, int64_t rows, int64_t out, int64_t in) {
-  problem self = make_problem(out, in, rows, compute[0] == 'i' ? TF_COMPUTE_INT8 : TF_COMPUTE_BF16);
+  problem self = make_problem(out, in, rows, kind_of(compute));
   float *scale = random_floats(out, 6), *residual = random_floats(rows * out, 8);
   float *y = malloc((size_t)(rows * out) * sizeof *y);
   tf_pool *pool = tf_pool_new(2);
@@ -231,6 +249,10 @@ static void check_epilogues(const char *compute, int64_t rows, int64_t out, int6
 Test(kernels, int8_epilogues, .timeout = 120) {
   check_epilogues("int8", 3, 37, 40);
   check_epilogues("int8", 35, 70, 40);
+}
+Test(kernels, int8x2_epilogues, .timeout = 120) {
+  check_epilogues("int8x2", 3, 37, 40);
+  check_epilogues("int8x2", 35, 70, 40);
 }
 Test(kernels, bf16_epilogues, .timeout = 120) {
   check_epilogues("bf16", 3, 37, 40);
@@ -272,6 +294,7 @@ Test(kernels, int8_same_bits_in_any_batch_on_any_level, .timeout = 120) {
   tf_error error;
   if (tf_cpu_use(NULL, "int8", &error) != TF_OK) cr_skip_test("%s", error.text);
   check_same_bits("int8");
+  check_same_bits("int8x2");
 }
 Test(kernels, bf16_same_bits_in_any_batch, .timeout = 120) {
   check_same_bits("bf16");
@@ -329,20 +352,20 @@ static void check_joined(const char *level, const char *compute) {
 }
 Test(kernels, joined_equal_single, .timeout = 120) {
   static const char *const levels[] = {"portable", "avx2", "avx512", "vnni", "amx"};
-  static const char *const computes[] = {"f32", "bf16", "int8"};
-  for (int i = 0; i < 15; i++) check_joined(levels[i / 3], computes[i % 3]);
+  static const char *const computes[] = {"f32", "bf16", "int8", "int8x2"};
+  for (int i = 0; i < 20; i++) check_joined(levels[i / 4], computes[i % 4]);
 }
 
 /* A norm on the way in equals the norm alone and then the linear. */
 Test(kernels, normed_rows, .timeout = 120) {
   enum { ROWS = 21, IN = 75, OUT = 40 };
-  static const char *const computes[] = {"f32", "bf16", "int8"};
+  static const char *const computes[] = {"f32", "bf16", "int8", "int8x2"};
   problem self = make_problem(OUT, IN, ROWS, TF_COMPUTE_INT8);
   float *weight = random_floats(IN, 21), *bias = random_floats(IN, 22), *normed = random_floats(ROWS * IN, 23);
   float *y = random_floats(ROWS * OUT, 24), *expected = random_floats(ROWS * OUT, 25);
   tf_pool *pool = tf_pool_new(2);
   tf_rows *rows = tf_rows_new(ROWS, IN);
-  for (int i = 0; i < 6; i++) {
+  for (int i = 0; i < 8; i++) {
     tf_error error;
     if (tf_cpu_use(NULL, computes[i / 2], &error) != TF_OK) continue;
     tf_linear *linear = pack(&self, true);
@@ -365,6 +388,48 @@ Test(kernels, normed_rows, .timeout = 120) {
   free(y);
   free(expected);
   free_problem(&self);
+}
+
+/* A chain gives what its steps give one by one, bit for bit, whether rows go through it in chunks or not. */
+static void check_chain(const char *level, const char *compute, int64_t rows, int threads) {
+  enum { WIDTH = 70, HIDDEN = 150 };
+  tf_error error;
+  if (tf_cpu_use(level, compute, &error) != TF_OK) return;
+  problem up = make_problem(HIDDEN, WIDTH, rows, TF_COMPUTE_INT8),
+          down = make_problem(WIDTH, HIDDEN, 1, TF_COMPUTE_INT8);
+  tf_linear *linears[] = {pack(&up, true), pack(&down, true)};
+  tf_pool *pool = tf_pool_new(threads);
+  tf_rows *memory = tf_rows_new(rows, HIDDEN);
+  float *hidden = random_floats(rows * HIDDEN, 31), *x = random_floats(rows * WIDTH, 32),
+        *y = random_floats(rows * WIDTH, 33);
+  memcpy(x, up.x, (size_t)(rows * WIDTH) * sizeof *x);
+  tf_row_norm norm = {.weight = up.weight, .epsilon = 1e-5f};
+  tf_epilogue gelu = {.activation = TF_ACTIVATION_GELU}, add = {.residual = x, .scale = up.bias};
+  tf_rows_load(memory, pool, linears[0], x, rows, &norm);
+  tf_linear_apply_rows(linears[0], pool, memory, &hidden, &gelu);
+  tf_linear_apply(linears[1], pool, hidden, rows, y, &add);
+  const tf_linear_step steps[] = {
+      {.linear = linears[0], .norm = &norm, .x = x, .epilogue = gelu, .y = {hidden}, .passing = true},
+      {.linear = linears[1], .x = hidden, .epilogue = add, .y = {x}}};
+  tf_linear_chain(pool, steps, 2, rows, memory);
+  cr_assert_arr_eq(x, y, (size_t)(rows * WIDTH) * sizeof *x, "%s, %d rows, %d threads", tf_linear_kernel(linears[0]),
+                   (int)rows, threads);
+  free(hidden);
+  free(x);
+  free(y);
+  tf_rows_free(&memory);
+  tf_pool_free(&pool);
+  tf_linear_free(&linears[0]);
+  tf_linear_free(&linears[1]);
+  free_problem(&up);
+  free_problem(&down);
+}
+Test(kernels, chains_equal_their_steps, .timeout = 120) {
+  static const char *const computes[] = {"f32", "bf16", "int8", "int8x2"};
+  static const int64_t rows[] = {5, 128, 257, 301};
+  for (int level = 0; level < LEVEL_COUNT; level++)
+    for (int i = 0; i < 16; i++) check_chain(LEVELS[level], computes[i / 4], rows[i % 4], 1 + (level + i) % 3);
+  check_chain("portable", "f32", 40, 2);
 }
 
 /* A row as it was packed is within half a step of what it was. */
