@@ -153,4 +153,61 @@ TF_AVX512 void tf_attention_divide(const float *x, float total, float *y, int64_
     _mm512_mask_storeu_ps(y + i, lanes, _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), factor));
   }
 }
+
+/* 32 floats of a row to 16 pairs; past `count` zeros. */
+TF_AVX512_INLINE __m512i round_pairs(const float *x, int64_t count) {
+  __m512 low = _mm512_maskz_loadu_ps(tf_lanes16(count > 0 ? count : 0), x);
+  __m512 high = _mm512_maskz_loadu_ps(tf_lanes16(count > 16 ? count - 16 : 0), x + 16);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1);
+}
+
+/* rows[i] lane j <-> rows[j] lane i */
+TF_AVX512_INLINE void transpose16(__m512i rows[16]) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  /* b[4 g + c]: lanes c, c + 4, c + 8, c + 12 of rows 4 g .. 4 g + 3, 128 bits each. */
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    __m512i low = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), high = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd);
+    __m512i low2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+    __m512i high2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+    rows[c] = _mm512_shuffle_i32x4(low, low2, 0x88);
+    rows[c + 8] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+    rows[c + 4] = _mm512_shuffle_i32x4(high, high2, 0x88);
+    rows[c + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+  }
+}
+
+TF_AVX512 void tf_attention_pack_block(const float *keys, const float *values, int64_t stride, int64_t count,
+                                       int64_t dim, char *packed_keys, char *packed_values) {
+  for (int64_t first = 0; first < dim; first += 32, packed_keys += 16 * TF_KEY_STEP) {
+    __m512i rows[16];
+    for (int64_t r = 0; r < 16; r++)
+      rows[r] = r < count ? round_pairs(keys + r * stride + first, dim - first) : _mm512_setzero_si512();
+    transpose16(rows);
+    for (int64_t step = 0; step < 16; step++) _mm512_store_si512(packed_keys + step * TF_KEY_STEP, rows[step]);
+  }
+  for (int64_t first = 0; first < dim; first += 16, packed_values += TF_VALUE_PANEL) {
+    __mmask16 lanes = tf_lanes16(dim - first);
+    for (int64_t r = 0; r < 16; r += 2) {
+      const float *value = values + r * stride + first;
+      __m512 even = _mm512_maskz_loadu_ps(r < count ? lanes : 0, value);
+      __m512 odd = _mm512_maskz_loadu_ps(r + 1 < count ? lanes : 0, value + stride);
+      __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(to_bf16(even)),
+                                      _mm512_slli_epi32(_mm512_cvtepu16_epi32(to_bf16(odd)), 16));
+      _mm512_store_si512(packed_values + r / 2 * 64, pairs);
+    }
+  }
+}
 #endif

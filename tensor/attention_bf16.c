@@ -224,11 +224,11 @@ typedef struct full_job {
 static void pack_head(const full_job *job, int64_t base, char *packed) {
   int64_t dim = job->head_dim, width = job->heads * dim, bytes = head_bytes(dim);
   int64_t blocks = (job->tokens + TF_BLOCK_KEYS - 1) / TF_BLOCK_KEYS;
-  memset(packed + (blocks - 1) * 2 * bytes, 0,
-         (size_t)(2 * bytes)); /* places past the last token: powers are 0 there */
-  for (int64_t t = 0; t < job->tokens; t++) {
-    char *keys = packed + t / TF_BLOCK_KEYS * 2 * bytes;
-    store_head(keys, keys + bytes, t % TF_BLOCK_KEYS, job->k + base + t * width, job->v + base + t * width, dim);
+  for (int64_t block = 0; block < blocks; block++) {
+    int64_t first = block * TF_BLOCK_KEYS, count = job->tokens - first;
+    char *keys = packed + block * 2 * bytes;
+    tf_attention_pack_block(job->k + base + first * width, job->v + base + first * width, width,
+                            count < TF_BLOCK_KEYS ? count : TF_BLOCK_KEYS, dim, keys, keys + bytes);
   }
 }
 

@@ -34,7 +34,7 @@ typedef struct tf_bf16_rows {
 tf_code tf_attention_bf16_paged(tf_pool *pool, const float *q, const tf_bf16_rows *rows, int64_t heads,
                                 int64_t kv_heads, int64_t head_dim, float *out);
 /* As tf_attention_full. Error: UNSUPPORTED (then tf_attention_full does it), also for more tokens than a thread's
- * scratch holds: some 1,600 at 64 dimensions. */
+ * scratch holds (TF_POOL_SCRATCH_BYTES). */
 tf_code tf_attention_bf16_full(tf_pool *pool, const float *q, const float *k, const float *v, int64_t batch,
                                int64_t tokens, int64_t heads, int64_t head_dim, float *out);
 

@@ -35,4 +35,9 @@ void tf_attention_divide(const float *x, float total, float *y, int64_t count);
 /* count floats times scale to bf16, zeros from there to padded (both: any; padded a multiple of 16 past). */
 void tf_attention_round(const float *x, float scale, int64_t count, int64_t padded, uint16_t *out);
 
+/* A whole block of one head, as tf_attention_bf16_store fills it place by place: count (1..16) keys and values of dim
+ * floats, rows `stride` apart; places from count on are zeroed. */
+void tf_attention_pack_block(const float *keys, const float *values, int64_t stride, int64_t count, int64_t dim,
+                             char *packed_keys, char *packed_values);
+
 #endif

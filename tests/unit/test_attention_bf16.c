@@ -84,7 +84,7 @@ Test(attention_bf16, full, .timeout = 120) {
 Test(attention_bf16, refuses_what_does_not_fit, .timeout = 30) {
   tf_pool *pool = tf_pool_new(1);
   float x = 0.0f;
-  cr_assert_eq(tf_attention_bf16_full(pool, &x, &x, &x, 1, 4097, 1, 64, &x), TF_ERR_UNSUPPORTED);
+  cr_assert_eq(tf_attention_bf16_full(pool, &x, &x, &x, 1, 60000, 1, 64, &x), TF_ERR_UNSUPPORTED);
   tf_bf16_rows rows = {.rows = 1};
   cr_assert_eq(tf_attention_bf16_paged(pool, &x, &rows, 3, 2, 64, &x), TF_ERR_UNSUPPORTED);
   tf_pool_free(&pool);
