@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build bench bench-programs bench-kernels caption test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build bench bench-programs bench-kernels bench-instructions caption test unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -112,6 +112,11 @@ $(B)/bench/jobs: $(B)/obj/bench/jobs.o $(CORE)
 $(B)/bench/fake_worker: $(B)/obj/tests/integration/fake_worker.o $(CORE)
 	@mkdir -p $(@D)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(B)/bench/instructions: $(B)/obj/bench/instructions.o $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+bench-instructions: $(B)/bench/instructions ## count the AVX2 kernels' instructions (UPDATE=1: note them)
+	@BUILD=$(B) UPDATE=$(UPDATE) bench/instructions
 bench: packages ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictures to calibrate with)
 	@$(MAKE) --no-print-directory -j$(JOBS) build model bench-programs
 	@BUILD=$(B) QUICK=$(QUICK) DATA=$(DATA) bench/run $(T)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECTIONS = ("vit", "prefill", "decode", "answers", "jobs", "photos", "parts", "scale", "router")
+SECTIONS = ("vit", "prefill", "decode", "decode32", "answers", "jobs", "photos", "parts", "scale", "router")
 NAMES = ("vit_1", "vit_batch", "prefill_64", "prefill_144", "prefill_256", "decode_1", "decode_8", "decode_32",
          "job_captions_per_s_64", "job_captions_per_s_144", "job_captions_per_s_256", "job_captions_per_s_256_llamacpp",
          "tokens_64_vs_256_llm", "tokens_64_vs_256_pair", "router_jobs_per_s")

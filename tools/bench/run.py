@@ -1,6 +1,6 @@
 """The bench: what is measured, against whom, how often. bench/run starts it.
 
-Usage: run.py [SECTION...]    none: all. Environment: BUILD, MODEL, WORK, QUICK=1, PYTHON of the peers is this one.
+Usage: run.py [SECTION...]    none: all. Environment: BUILD, MODEL, WORK, QUICK=1, ROUNDS.
 Out: WORK/results/SECTION.json; tools/bench/report.py makes bench/results.json and docs/PERFORMANCE.md of them.
 """
 
@@ -22,7 +22,7 @@ BUILD, MODEL, WORK = (Path(os.environ[name]).absolute() for name in ("BUILD", "M
 PREPARED, TOOLS = WORK / "prepared", Path(__file__).resolve().parent
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 COUNTS, NEW, SEQUENCES = (64, 144, 256), 15, 8
-ROUNDS = 2 if QUICK else 5
+ROUNDS = int(os.environ.get("ROUNDS") or (2 if QUICK else 5))
 COSINE_IMAGES = 8 if QUICK else 64
 SMALL, LARGE = make_photos(ROOT / "examples", WORK / "photos")
 
@@ -81,7 +81,7 @@ def vit_section() -> dict:
               "onnxruntime-f32": "onnxruntime f32"}
     cosines = {kind: cosine_to_f32(VIT[kind]) for kind in kinds}
     ours = cosine_to_f32(OURS)
-    calls = 10 if QUICK else 30
+    calls = 10 if QUICK else 24
     results = []
     for name, batch in (("vit_1", 1), ("vit_batch", 8)):
         count = max(2, calls // batch)
@@ -97,15 +97,15 @@ def vit_section() -> dict:
 
 # ---- 2. LLM ----
 
-def llm_peers(command: str, of: object, *words: object) -> list[Contestant]:
+def llm_peers(command: str, of: object, *words: object, formats: tuple[str, ...] = tuple(LLAMA)) -> list[Contestant]:
     """GenAI and llama.cpp in its formats, asked the same."""
-    programs = {"OpenVINO GenAI": GENAI} | {f"llama.cpp {name}": program for name, program in LLAMA.items() if not QUICK or name == "Q4_0"}
+    programs = {"OpenVINO GenAI": GENAI} | {f"llama.cpp {name}": LLAMA[name] for name in formats if not QUICK or name == "Q4_0"}
     return [Contestant(name, lambda p=program: of(p.ask(command, *words))) for name, program in programs.items()]
 
 
 def prefill_section() -> dict:
     """prefill_64, _144, _256."""
-    results, calls = [], 2 if QUICK else 5
+    results, calls = [], 2 if QUICK else 3
     for tokens in COUNTS:
         ours = Contestant("ours", lambda: median_ms(OURS.ask("prefill", tokens, calls)), True)
         peers = llm_peers("prefill", median_ms, prompt_tokens(tokens), calls)
@@ -113,14 +113,22 @@ def prefill_section() -> dict:
     return {"results": results}
 
 
+def decode_result(sequences: int, formats: tuple[str, ...], rounds: int) -> dict:
+    """Milliseconds of a step."""
+    steps = 8 if QUICK else 20
+    ours = Contestant("ours", lambda: median_ms(OURS.ask("decode", sequences, steps)), True)
+    peers = llm_peers("decode", median_ms, sequences, prompt_tokens(256), steps, formats=formats)
+    return compare(f"decode_{sequences}", "ms", [ours, *peers], rounds, False)
+
+
 def decode_section() -> dict:
-    """decode_1, _8, _32: milliseconds of a step."""
-    results, steps = [], 8 if QUICK else 24
-    for sequences in (1, 8, 32):
-        ours = Contestant("ours", lambda: median_ms(OURS.ask("decode", sequences, steps)), True)
-        peers = llm_peers("decode", median_ms, sequences, prompt_tokens(256), steps)
-        results.append(compare(f"decode_{sequences}", "ms", [ours, *peers], min(ROUNDS, 3), False))
-    return {"results": results}
+    """decode_1 and decode_8."""
+    return {"results": [decode_result(sequences, tuple(LLAMA), ROUNDS) for sequences in (1, 8)]}
+
+
+def decode32_section() -> dict:
+    """decode_32; prompts of 32 sequences take long, so only llama.cpp's fastest format takes part, in fewer rounds."""
+    return {"results": [decode_result(32, ("Q4_0",), min(ROUNDS, 2))]}
 
 
 def answers_section() -> dict:
@@ -166,13 +174,13 @@ def llama_parts(tokens: int, quantisation: str) -> Contestant:
 
 def jobs_section() -> dict:
     """job_captions_per_s_*, against the best parts and against llama.cpp."""
-    count = 16 if QUICK else 48
+    count = 16 if QUICK else 32
     with Stack(BUILD, MODEL, sequences=SEQUENCES) as stack:
         jobs_of(stack, 64, SMALL, 16)  # warms
         pair = {tokens: Contestant(f"ours at {tokens}", lambda n=tokens: jobs_of(stack, n, SMALL, count), True) for tokens in COUNTS}
         parts = {tokens: best_parts(tokens) for tokens in COUNTS}
         llama = [llama_parts(256, name) for name in LLAMA if not QUICK or name == "Q4_0"]
-        alternate([one for tokens in COUNTS for one in (pair[tokens], parts[tokens])] + llama, 1 if QUICK else 3)
+        alternate([one for tokens in COUNTS for one in (pair[tokens], parts[tokens])] + llama, 1 if QUICK else min(ROUNDS, 3))
     unit = "captions/s"
     results = [result(f"job_captions_per_s_{n}", unit, pair[n], parts[n], [pair[n], parts[n]], True) for n in COUNTS]
     best = max(llama, key=lambda one: one.median)
@@ -183,7 +191,7 @@ def jobs_section() -> dict:
 
 def photos_section() -> dict:
     """200 photos of 224 pixels, and photos of 12 megapixels: the whole job against parts that decode too."""
-    rows, rounds = [], 1 if QUICK else 2
+    rows, rounds = [], 1 if QUICK else min(ROUNDS, 2)
     with Stack(BUILD, MODEL, sequences=SEQUENCES) as stack:
         for label, files, count in (("224 x 224", SMALL, 32 if QUICK else 200), ("4000 x 3000", LARGE, 16 if QUICK else 64)):
             ours = Contestant("ours", lambda: jobs_of(stack, 256, files, count), True)
@@ -244,9 +252,9 @@ def router_section() -> dict:
 
 def scale_section() -> dict:
     """Captions a second against batch sizes, worker count and every N."""
-    count, tables = 16 if QUICK else 32, []
+    count, tables = 16 if QUICK else 24, []
     rows = []
-    for batch, sequences in ((1, 1), (1, 8), (4, 8)) if QUICK else ((1, 1), (1, 4), (2, 8), (4, 8), (8, 8), (4, 16), (8, 32)):
+    for batch, sequences in ((1, 1), (1, 8), (4, 8)) if QUICK else ((1, 1), (1, 4), (4, 8), (8, 8), (4, 16), (8, 32)):
         with Stack(BUILD, MODEL, sequences=sequences, batch=batch) as stack:
             jobs_of(stack, 64, SMALL, 8)
             rows.append([f"{batch}", f"{sequences}"] + [f"{stack.jobs(tokens, NEW, count, 4 * max(sequences, 4), SMALL)['per_s']:.2f}" for tokens in COUNTS])
@@ -262,9 +270,9 @@ def scale_section() -> dict:
     return {"tables": tables}
 
 
-SECTIONS = {"vit": vit_section, "prefill": prefill_section, "decode": decode_section, "answers": answers_section, "jobs": jobs_section,
+SECTIONS = {"vit": vit_section, "prefill": prefill_section, "decode": decode_section, "decode32": decode32_section, "answers": answers_section, "jobs": jobs_section,
             "router": router_section, "photos": photos_section, "parts": parts_section, "scale": scale_section}
-QUICK_SECTIONS = ("vit", "prefill", "decode", "answers", "jobs", "router")
+QUICK_SECTIONS = ("vit", "prefill", "decode", "decode32", "answers", "jobs", "router")
 
 
 def main() -> None:
