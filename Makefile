@@ -36,7 +36,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build bench bench-programs bench-kernels bench-instructions caption test unit-tests packages test-packages model clean format format-check lint install
+.PHONY: help build bench bench-programs bench-kernels bench-instructions caption evaluate test unit-tests packages test-packages model clean format format-check lint install
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -49,6 +49,25 @@ caption: packages ## install, build, get the model, caption IMAGES=DIR (default:
 test: test-packages ## install, build, get the model, run every test (one suite: T=policy)
 	@$(MAKE) --no-print-directory -j$(JOBS) build unit-tests model
 	@BUILD=$(B) tests/run $(T)
+
+# Scores of the shipped adapter, through PyTorch and through the programs. Data: see train/README.md.
+EVALUATE_OPTIONS ?=
+FEATURES = build/features-$(shell realpath "$(DATA)" 2>/dev/null | cksum | cut -d' ' -f1)
+TRAIN_VENV := build/train-venv
+evaluate: ## BLEU, METEOR, ROUGE-L, CIDEr-D and losses on the dev images of DATA=DIR
+	@test -n "$(DATA)" || { echo "make evaluate needs DATA=DIR (captions.tsv or a Karpathy JSON, and the images)" >&2; exit 2; }
+	@tools/install-packages run train
+	@$(MAKE) --no-print-directory -j$(JOBS) build model $(TRAIN_VENV)/ready
+	@$(TRAIN_PYTHON) -m train.features --data "$(DATA)" --model build/model --cache $(FEATURES) --splits dev --views plain
+	@echo "in PyTorch:"
+	@$(TRAIN_PYTHON) -m train.evaluate --data "$(DATA)" --model build/model --cache $(FEATURES) \
+	  --adapter build/model/adapter.gguf $(EVALUATE_OPTIONS)
+	@echo "through tokenflex caption:"
+	@$(TRAIN_PYTHON) -m train.pipeline --data "$(DATA)" --model build/model --program $(B)/tokenflex $(EVALUATE_OPTIONS)
+TRAIN_PYTHON := PYTHONPATH=tools MALLOC_ARENA_MAX=1 $(TRAIN_VENV)/bin/python
+$(TRAIN_VENV)/ready: train/requirements.txt
+	@echo "  making $(TRAIN_VENV) (PyTorch: some gigabytes)"
+	@python3 -m venv $(TRAIN_VENV) && $(TRAIN_VENV)/bin/pip install -q -r train/requirements.txt && touch $@
 
 packages: ## install the Debian packages that are missing (root or sudo)
 	@tools/install-packages run

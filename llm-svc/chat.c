@@ -13,8 +13,38 @@ static void add_end(tf_chat *self, int32_t id) {
   self->ends[self->end_count++] = id;
 }
 
-tf_code tf_chat_load(const tf_gguf *llm, const tf_tokenizer *tokenizer, tf_chat *out, tf_error *error) {
+/* The control token that the adapter names under key; -1 where it names none. */
+static tf_code adapter_token(const tf_gguf *adapter, const char *key, const tf_tokenizer *tokenizer, int32_t *out,
+                             tf_error *error) {
+  char name[128];
+  const char *text;
+  size_t size;
+  *out = -1;
+  if (!tf_gguf_string(adapter, key, &text, &size)) return TF_OK;
+  if (tf_gguf_text(adapter, key, name, sizeof name)) *out = tf_tokenizer_control(tokenizer, name);
+  if (*out >= 0) return TF_OK;
+  return tf_fail(error, TF_ERR_MODEL_INVALID, "%s: %s is no control token of the LLM's vocabulary",
+                 tf_gguf_path(adapter), key);
+}
+
+static tf_code load_adapter(tf_chat *self, const tf_gguf *adapter, tf_error *error) {
+  const char *text;
+  size_t size;
+  self->image_start = self->image_end = -1;
+  if (adapter == NULL) return TF_OK;
+  tf_code code = adapter_token(adapter, "tokenflex.image_start", self->tokenizer, &self->image_start, error);
+  if (code == TF_OK) code = adapter_token(adapter, "tokenflex.image_end", self->tokenizer, &self->image_end, error);
+  if (code != TF_OK || !tf_gguf_string(adapter, "tokenflex.system", &text, &size)) return code;
+  if (tf_gguf_text(adapter, "tokenflex.system", self->system, sizeof self->system)) return TF_OK;
+  return tf_fail(error, TF_ERR_MODEL_INVALID, "%s: tokenflex.system is longer than %d bytes", tf_gguf_path(adapter),
+                 TF_CHAT_SYSTEM_BYTES_MAX - 1);
+}
+
+tf_code tf_chat_load(const tf_gguf *llm, const tf_gguf *adapter, const tf_tokenizer *tokenizer, tf_chat *out,
+                     tf_error *error) {
   tf_chat self = {.tokenizer = tokenizer};
+  tf_code code = load_adapter(&self, adapter, error);
+  if (code != TF_OK) return code;
   self.turn_start = tf_tokenizer_control(tokenizer, "<|im_start|>");
   self.turn_end = tf_tokenizer_control(tokenizer, "<|im_end|>");
   if (self.turn_start < 0 || self.turn_end < 0)
@@ -48,11 +78,13 @@ static tf_code append_text(const tf_chat *chat, tf_prompt *self, const char *tex
   return tf_tokenizer_encode(chat->tokenizer, text, strlen(text), &self->tokens, error);
 }
 
-static tf_code append_image(tf_prompt *self, uint32_t image_tokens, tf_error *error) {
+static tf_code append_image(const tf_chat *chat, tf_prompt *self, uint32_t image_tokens, tf_error *error) {
+  tf_code code = TF_OK;
+  if (image_tokens > 0 && chat->image_start >= 0) code = append_id(self, chat->image_start, error);
   self->image_first = (uint32_t)self->tokens.count;
   self->image_tokens = image_tokens;
-  tf_code code = TF_OK;
   for (uint32_t i = 0; i < image_tokens && code == TF_OK; i++) code = append_id(self, TF_CHAT_IMAGE, error);
+  if (code == TF_OK && image_tokens > 0 && chat->image_end >= 0) code = append_id(self, chat->image_end, error);
   return code;
 }
 
@@ -70,10 +102,21 @@ static tf_code append_user_text(const tf_chat *chat, tf_prompt *self, const char
   return code;
 }
 
-tf_code tf_chat_prompt(const tf_chat *self, const char *text, uint32_t image_tokens, tf_prompt *out, tf_error *error) {
+static tf_code append_system(const tf_chat *self, tf_prompt *out, tf_error *error) {
+  if (self->system[0] == '\0') return TF_OK;
   tf_code code = append_id(out, self->turn_start, error);
+  if (code == TF_OK) code = append_text(self, out, "system\n", error);
+  if (code == TF_OK) code = append_text(self, out, self->system, error);
+  if (code == TF_OK) code = append_id(out, self->turn_end, error);
+  if (code == TF_OK) code = append_text(self, out, "\n", error);
+  return code;
+}
+
+tf_code tf_chat_prompt(const tf_chat *self, const char *text, uint32_t image_tokens, tf_prompt *out, tf_error *error) {
+  tf_code code = append_system(self, out, error);
+  if (code == TF_OK) code = append_id(out, self->turn_start, error);
   if (code == TF_OK) code = append_text(self, out, "user\n", error);
-  if (code == TF_OK) code = append_image(out, image_tokens, error);
+  if (code == TF_OK) code = append_image(self, out, image_tokens, error);
   if (code == TF_OK) code = append_user_text(self, out, text, image_tokens > 0, error);
   if (code == TF_OK) code = append_id(out, self->turn_end, error);
   if (code == TF_OK) code = append_text(self, out, "\n", error);

@@ -94,7 +94,7 @@ static tf_code load_model(tf_engine *self, const tf_model_dir *dir, tf_error *er
   tf_code code = tf_gguf_open(dir->llm_path, &self->file, error);
   if (code == TF_OK) code = tf_gguf_open(dir->adapter_path, &adapter, error);
   if (code == TF_OK) code = tf_tokenizer_load(self->file, &self->tokenizer, error);
-  if (code == TF_OK) code = tf_chat_load(self->file, self->tokenizer, &self->chat, error);
+  if (code == TF_OK) code = tf_chat_load(self->file, adapter, self->tokenizer, &self->chat, error);
   if (code == TF_OK) code = load_prompt(self, adapter, error);
   if (code == TF_OK) code = tf_llm_load(self->file, adapter, self->pool, &self->model, error);
   if (code == TF_OK) code = check_fit(self, adapter, error);

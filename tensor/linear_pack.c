@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tensor/huge.h"
 #include "tensor/linear_parts.h"
+#include "tensor/vector.h"
 
 /* So that at least one block of rows fits the shared memory, and a normed row the scratch (blocks of any width run). */
 enum { INPUTS_MAX = 65536 - 64, SWIGLU_OUTPUTS_MAX = TF_POOL_SHARED_BYTES / (int)sizeof(float) };
@@ -118,23 +120,54 @@ static void place_bf16(const float *row, int64_t in, int output, char *panel) {
   }
 }
 
-/* Returns the scale; *offset: what takes the rows' 128 off again. */
-static float place_int8(const float *row, int64_t in, int output, bool is_signed, char *panel, int32_t *offset) {
-  float largest = 0;
-  int32_t sum = 0;
-  for (int64_t i = 0; i < in; i++) largest = fabsf(row[i]) > largest ? fabsf(row[i]) : largest;
-  float factor = largest > 0 ? 127.0f / largest : 0.0f;
-  for (int64_t i = 0; i < in; i++) {
-    int8_t q = (int8_t)lrintf(row[i] * factor);
-    sum += q;
-    panel[i / 4 * TF_STEP_BYTES + output * 4 + i % 4] = (char)q;
+TF_CLONES static float largest_of(const float *row, int64_t count) {
+  tf_f32x8 most = {0};
+  int64_t i = 0;
+  for (; i + TF_LANES <= count; i += TF_LANES) {
+    tf_f32x8 x = tf_load8(row + i);
+    most = tf_max8(most, tf_max8(x, -x));
   }
+  float largest = 0;
+  for (int lane = 0; lane < TF_LANES; lane++) largest = most[lane] > largest ? most[lane] : largest;
+  for (; i < count; i++) largest = fabsf(row[i]) > largest ? fabsf(row[i]) : largest;
+  return largest;
+}
+
+/* out[i] = round(row[i] * factor), ties to even; returns their sum. */
+TF_CLONES static int32_t quantise(const float *row, int64_t count, float factor, int8_t *out) {
+  const tf_f32x8 round = tf_splat8(0x1.8p23f); /* the integer lands in the low bits */
+  tf_i32x8 sums = {0};
+  int64_t i = 0;
+  int32_t sum = 0;
+  for (; i + TF_LANES <= count; i += TF_LANES) {
+    tf_i32x8 q = (tf_i32x8)(tf_load8(row + i) * factor + round) - (tf_i32x8)round;
+    tf_i8x8 bytes = __builtin_convertvector(q, tf_i8x8);
+    memcpy(out + i, &bytes, sizeof bytes);
+    sums += q;
+  }
+  for (int lane = 0; lane < TF_LANES; lane++) sum += sums[lane];
+  for (; i < count; i++) {
+    out[i] = (int8_t)lrintf(row[i] * factor);
+    sum += out[i];
+  }
+  return sum;
+}
+
+/* Returns the scale; *offset: what takes the rows' 128 off again. bytes: scratch, in rounded up to 4. */
+static float place_int8(const float *row, int64_t in, int output, bool is_signed, int8_t *bytes, char *panel,
+                        int32_t *offset) {
+  float largest = largest_of(row, in);
+  int32_t sum = quantise(row, in, largest > 0 ? 127.0f / largest : 0.0f, bytes);
+  memset(bytes + in, 0, (size_t)(-in & 3));
+  for (int64_t step = 0; step < (in + 3) / 4; step++)
+    memcpy(panel + step * TF_STEP_BYTES + output * 4, bytes + step * 4, 4);
   *offset = is_signed ? 0 : -128 * sum;
   return largest / 127.0f;
 }
 
-/* Sixteen outputs of a source from `first` on into panel `index` of the linear. rows: [16, in], scratch. */
+/* Sixteen outputs of a source from `first` on into panel `index` of the linear. rows: [16 + 1, in], scratch. */
 static void pack_panel(tf_linear *self, const reader *from, int64_t first, int64_t index, float *rows) {
+  int8_t *bytes = (int8_t *)(rows + TF_PANEL * self->in); /* as many bytes as the last row has, four for each input */
   char *panel = self->weight + index * self->panel_bytes;
   int64_t count = from->out - first < TF_PANEL ? from->out - first : TF_PANEL;
   read_rows(from, first, count, rows);
@@ -144,7 +177,7 @@ static void pack_panel(tf_linear *self, const reader *from, int64_t first, int64
     switch (self->kernel->compute) {
     case TF_COMPUTE_INT8:
     case TF_COMPUTE_INT8X2:
-      self->column_scale[at] = place_int8(row, self->in, i, self->kernel->is_signed, panel, &self->offset[at]);
+      self->column_scale[at] = place_int8(row, self->in, i, self->kernel->is_signed, bytes, panel, &self->offset[at]);
       break;
     case TF_COMPUTE_BF16:
       place_bf16(row, self->in, i, panel);
@@ -164,7 +197,7 @@ static tf_code take_panels(tf_linear *self, tf_error *error) {
   self->panel_bytes = self->steps * TF_STEP_BYTES;
   size_t outputs = (size_t)self->panels * TF_PANEL;
   self->weight_bytes = (size_t)self->panels * (size_t)self->panel_bytes;
-  self->weight = memory_new((size_t)self->panels, (size_t)self->panel_bytes);
+  self->weight = tf_huge_new(self->weight_bytes);
   self->bias = memory_new(outputs, sizeof *self->bias);
   self->column_scale = memory_new(outputs, sizeof *self->column_scale);
   self->offset = memory_new(outputs, sizeof *self->offset);
@@ -186,7 +219,7 @@ static tf_code pack_panels(tf_linear *self, const tf_linear_source *sources, int
   }
   if (self->join == TF_JOIN_SWIGLU) self->parts[0].panels = self->panels;
   tf_code code = take_panels(self, error);
-  float *rows = memory_new((size_t)self->in * TF_PANEL, sizeof *rows);
+  float *rows = memory_new((size_t)self->in * (TF_PANEL + 1), sizeof *rows);
   if (code == TF_OK && !rows) code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory packing a weight");
   for (int i = 0; i < count && code == TF_OK; i++) {
     reader from;
@@ -206,7 +239,7 @@ static tf_code pack_blas(tf_linear *self, const tf_linear_source *sources, int c
   int64_t outputs = 0, used = 0;
   for (int i = 0; i < count; i++) outputs += sources[i].weight->shape[0];
   self->weight_bytes = (size_t)outputs * (size_t)self->in * sizeof(float);
-  self->weight = memory_new((size_t)outputs, (size_t)self->in * sizeof(float));
+  self->weight = tf_huge_new(self->weight_bytes);
   self->bias = memory_new((size_t)outputs, sizeof *self->bias);
   if (!self->weight || !self->bias)
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64, outputs,
@@ -265,7 +298,7 @@ tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_
 void tf_linear_free(tf_linear **self_pointer) {
   tf_linear *self = *self_pointer;
   if (!self) return;
-  free(self->weight);
+  tf_huge_free(self->weight);
   free(self->bias);
   free(self->column_scale);
   free(self->offset);

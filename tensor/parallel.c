@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "tensor/huge.h"
+
 /* OpenBLAS keeps a buffer for each calling thread and is built for 64. */
 enum { THREADS_MAX = 64, PIECES_A_THREAD = 4, SPINS_MAX = 600 };
 
@@ -148,7 +150,7 @@ tf_pool *tf_pool_new(int threads) {
   pthread_mutex_init(&self->mutex, NULL);
   pthread_cond_init(&self->work, NULL);
   pthread_cond_init(&self->done, NULL);
-  self->scratch = aligned_alloc(64, (size_t)threads * TF_POOL_SCRATCH_BYTES + TF_POOL_SHARED_BYTES);
+  self->scratch = tf_huge_new((size_t)threads * TF_POOL_SCRATCH_BYTES + TF_POOL_SHARED_BYTES);
   if (!self->scratch || !start_workers(self)) tf_pool_free(&self);
   return self;
 }
@@ -164,7 +166,7 @@ void tf_pool_free(tf_pool **self_pointer) {
   pthread_mutex_destroy(&self->mutex);
   pthread_cond_destroy(&self->work);
   pthread_cond_destroy(&self->done);
-  free(self->scratch);
+  tf_huge_free(self->scratch);
   free(self);
   *self_pointer = NULL;
 }

@@ -3,10 +3,11 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "tensor/huge.h"
 #include "tensor/linear_parts.h"
 #include "tensor/ops.h"
 
-enum { ROWS_ALIGN = TF_BLOCK_LINES_MAX, BYTES_ALIGN = 64, INPUTS_ALIGN = 64, GRAIN_FLOATS = 4096 };
+enum { ROWS_ALIGN = TF_BLOCK_LINES_MAX, INPUTS_ALIGN = 64, GRAIN_FLOATS = 4096 };
 
 int64_t tf_rows_row_bytes(const tf_kernel *kernel, int64_t width) {
   if (!kernel || !kernel->convert) return width * (int64_t)sizeof(float);
@@ -27,14 +28,14 @@ tf_rows *tf_rows_new(int64_t rows_max, int64_t width_max) {
   size_t row_bytes = row_capacity(width_max);
   self->rows_max = (int64_t)rows;
   self->width_max = width_max;
-  self->owned = aligned_alloc(BYTES_ALIGN, rows * (row_bytes + sizeof(float)));
+  self->owned = tf_huge_new(rows * (row_bytes + sizeof(float)));
   if (!self->owned) tf_rows_free(&self);
   return self;
 }
 
 void tf_rows_free(tf_rows **self) {
   if (!*self) return;
-  free((*self)->owned);
+  tf_huge_free((*self)->owned);
   free(*self);
   *self = NULL;
 }

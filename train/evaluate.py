@@ -1,8 +1,8 @@
 """How good an adapter is: captions of dev images against what people wrote, at several token counts.
 
-In: data folder, model folder, feature cache, adapter.gguf. Out: a JSON line for each token count: BLEU-1..4, ROUGE-L,
-CIDEr-D (pycocoevalcap: the COCO caption evaluation with its PTB tokenizer, which needs java), the loss of the people's
-captions a token, and that loss with another image of the set in front of them.
+In: data folder, model folder, feature cache, adapter.gguf. Out: a JSON line for each token count: BLEU-1..4, METEOR,
+ROUGE-L, CIDEr-D (pycocoevalcap: the COCO caption evaluation with its PTB tokenizer, which needs java), the loss of the
+people's captions a token, and that loss with another image of the set in front of them.
 Run: python -m train.evaluate --data DIR --model DIR --cache DIR --adapter adapter.gguf [--images 300]
 """
 
@@ -30,9 +30,10 @@ NEW_TOKENS_MAX = 40
 
 
 def scores(references: list[list[str]], captions: list[str]) -> dict[str, float]:
-    """BLEU-1..4, ROUGE-L and CIDEr-D of one caption an image against its references."""
+    """BLEU-1..4, METEOR, ROUGE-L and CIDEr-D of one caption an image against its references."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -42,6 +43,7 @@ def scores(references: list[list[str]], captions: list[str]) -> dict[str, float]
     truth, said = tokenized(references), tokenized([[caption] for caption in captions])
     bleu, _ = Bleu(4).compute_score(truth, said, verbose=0)
     values = {f"bleu{i + 1}": value for i, value in enumerate(bleu)}
+    values["meteor"] = Meteor().compute_score(truth, said)[0]
     values["rouge_l"], values["cider_d"] = Rouge().compute_score(truth, said)[0], Cider().compute_score(truth, said)[0]
     return {name: round(float(value), 4) for name, value in values.items()}
 

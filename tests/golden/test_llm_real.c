@@ -65,7 +65,7 @@ Test(llm_real, first_step_logits_equal_pytorch, .timeout = 120) {
   tf_chat chat;
   tf_error error = {0};
   cr_assert_eq(tf_tokenizer_load(rig.file, &tokenizer, &error), TF_OK, "%s", error.text);
-  cr_assert_eq(tf_chat_load(rig.file, tokenizer, &chat, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_chat_load(rig.file, NULL, tokenizer, &chat, &error), TF_OK, "%s", error.text);
   uint64_t prompts = tf_gguf_array_count(golden, "prompt");
   cr_assert_gt(prompts, 0);
   for (uint64_t index = 0; index < prompts; index++) {
@@ -111,7 +111,7 @@ static void captions_alone(const tf_model_dir *model, float *const vision[VISION
   tf_tokenizer *tokenizer = NULL;
   tf_chat chat;
   cr_assert_eq(tf_tokenizer_load(rig.file, &tokenizer, NULL), TF_OK);
-  cr_assert_eq(tf_chat_load(rig.file, tokenizer, &chat, NULL), TF_OK);
+  cr_assert_eq(tf_chat_load(rig.file, NULL, tokenizer, &chat, NULL), TF_OK);
   for (uint32_t i = 0; i < BATCH; i++) {
     tf_engine_request one = batch_request(vision, i);
     out[i] = greedy_alone(&rig, tokenizer, &chat, &one, "Describe this image.");

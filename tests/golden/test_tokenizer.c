@@ -162,7 +162,7 @@ static void expect_prompt(const char *text, uint32_t image_tokens, const int32_t
   tf_chat chat;
   tf_prompt prompt = {0};
   tf_error error = {0};
-  cr_assert_eq(tf_chat_load(tiny, tokenizer, &chat, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_chat_load(tiny, NULL, tokenizer, &chat, &error), TF_OK, "%s", error.text);
   cr_assert_eq(tf_chat_prompt(&chat, text, image_tokens, &prompt, &error), TF_OK, "%s", error.text);
   cr_assert_eq(prompt.tokens.count, count, "%zu ids", prompt.tokens.count);
   for (size_t i = 0; i < count; i++)

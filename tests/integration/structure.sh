@@ -18,4 +18,4 @@ for part in "${!MAY[@]}"; do
 done
 same "only wire.c knows the generated code" "proto/wire.c" "$(grep -rlE 'pb-c\.h' common tensor proto router encoder-svc llm-svc cli --include='*.[ch]' | sort | tr '\n' ' ' | sed 's/ $//')"
 same "no file of ours past 800 lines" "" "$(find common tensor proto router encoder-svc llm-svc cli tools tests -name '*.[ch]' -o -name '*.py' | xargs wc -l | awk '$2 != "total" && $1 > 800 {print $2}')"
-same "goldens stay under 2 MB" "" "$(find tests/golden/data -type f -printf "%s\n" | awk "{ s += \$1 } END { if (s >= 2000000) print s }")"
+same "goldens stay under 2.5 MB" "" "$(find tests/golden/data -type f -printf "%s\n" | awk "{ s += \$1 } END { if (s >= 2500000) print s }")"

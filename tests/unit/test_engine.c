@@ -111,7 +111,7 @@ static void make_references(reference *references, int count) {
   tf_tokenizer *tokenizer = NULL;
   tf_chat chat;
   cr_assert_eq(tf_tokenizer_load(rig.file, &tokenizer, NULL), TF_OK);
-  cr_assert_eq(tf_chat_load(rig.file, tokenizer, &chat, NULL), TF_OK);
+  cr_assert_eq(tf_chat_load(rig.file, NULL, tokenizer, &chat, NULL), TF_OK);
   for (int i = 0; i < count; i++) {
     tf_engine_request one = request((uint64_t)i);
     references[i] = greedy_alone(&rig, tokenizer, &chat, &one, "Describe this image.");

@@ -6,6 +6,7 @@ shape order) and `GgufWriter`. Formats: GGUF v2/v3 as ggml's docs/gguf.md descri
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -38,6 +39,15 @@ def _scales(blocks: np.ndarray, at: int) -> np.ndarray:
 
 def _halves(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float16).view(np.uint8).reshape(-1, 2)
+
+
+def _read_bf16(blocks: np.ndarray) -> np.ndarray:
+    return (blocks.reshape(-1, 2).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def _write_bf16(x: np.ndarray) -> np.ndarray:
+    bits = x.view(np.uint32)  # to the nearest, ties to even
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(np.uint8)
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
@@ -91,6 +101,7 @@ TYPES = {
     "Q4_0": BlockType(2, 32, 18, _read_q4_0, _write_q4_0),
     "Q4_1": BlockType(3, 32, 20, _read_q4_1, _write_q4_1),
     "Q8_0": BlockType(8, 32, 34, _read_q8_0, _write_q8_0),
+    "BF16": BlockType(30, 1, 2, _read_bf16, _write_bf16),
 }
 PLAIN = {"F32": np.float32, "F16": np.float16}
 
@@ -183,7 +194,7 @@ class GgufWriter:
 
     def __init__(self, **general: str):
         self._metadata: list[bytes] = []
-        self._tensors: list[tuple[str, tuple[int, ...], str, bytes]] = []
+        self._tensors: list[tuple[str, tuple[int, ...], str, Callable[[], bytes]]] = []
         for key, value in general.items():
             self.set(f"general.{key}", value)
 
@@ -195,22 +206,43 @@ class GgufWriter:
     def tensor(self, name: str, array: Any, dtype: str = "F32") -> None:
         """Adds a tensor from an array in PyTorch's shape order."""
         array = np.asarray(array)
-        if not 1 <= array.ndim <= 4:
-            raise ValueError(f"{name}: rank {array.ndim} does not fit GGUF")
-        self._tensors.append((name, array.shape, dtype, encode(array, dtype)))
+        data = encode(array, dtype)
+        self.lazy(name, array.shape, dtype, lambda: data)
+
+    def lazy(self, name: str, shape: tuple[int, ...], dtype: str, produce: Callable[[], bytes]) -> None:
+        """Adds a tensor whose bytes are made while the file is written, one tensor at a time."""
+        if not 1 <= len(shape) <= 4:
+            raise ValueError(f"{name}: rank {len(shape)} does not fit GGUF")
+        self._tensors.append((name, tuple(shape), dtype, produce))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor in the file."""
+        return {name: math.prod(shape) // TYPES[dtype].elements * TYPES[dtype].bytes
+                for name, shape, dtype, _ in self._tensors}
+
+    def elements(self) -> dict[str, int]:
+        """Values of each tensor."""
+        return {name: math.prod(shape) for name, shape, _, _ in self._tensors}
+
+    def listing(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and type of each tensor."""
+        return [(name, shape, dtype) for name, shape, dtype, _ in self._tensors]
 
     def write(self, path: Path | str) -> None:
         """Writes the file (GGUF v3, alignment 32)."""
         head = [b"GGUF", struct.pack("<IQQ", 3, len(self._tensors), len(self._metadata)), *self._metadata]
-        offset = 0
-        for name, shape, dtype, data in self._tensors:
+        offset, bytes_of = 0, self.sizes()
+        for name, shape, dtype, _ in self._tensors:
             sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
             head.append(_string_bytes(name) + sizes + struct.pack("<IQ", TYPES[dtype].number, offset))
-            offset += len(data) + -len(data) % ALIGNMENT
+            offset += bytes_of[name] + -bytes_of[name] % ALIGNMENT
         header = b"".join(head)
         with open(path, "wb") as file:
             file.write(header + bytes(-len(header) % ALIGNMENT))
-            for _, _, _, data in self._tensors:
+            for name, _, _, produce in self._tensors:
+                data = produce()
+                if len(data) != bytes_of[name]:
+                    raise ValueError(f"{name}: {len(data)} bytes, {bytes_of[name]} expected")
                 file.write(data + bytes(-len(data) % ALIGNMENT))
 
 
