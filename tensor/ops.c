@@ -236,7 +236,7 @@ void tf_rope_angles(const int32_t *positions, int64_t rows, int64_t head_dim, do
 }
 
 TF_VECTOR tf_f32x8 swap_pairs8(tf_f32x8 x) {
-  return __builtin_shuffle(x, (tf_i32x8){1, 0, 3, 2, 5, 4, 7, 6});
+  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
 }
 
 /* Interleaved: partners are neighbours. */
