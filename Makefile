@@ -38,7 +38,7 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos bench-kernels
+.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos bench-kernels bench bench-programs bench-instructions
 help: ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -155,12 +155,34 @@ build/fuzz/fuzz_image: tests/fuzz/fuzz_image.c $(wildcard image/*.[ch]) common/e
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/fuzz/*.c tools/*.c)
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/chaos/*.c tools/*.c)
+# Our side of the bench links the same libraries as the programs; the peers and the driver are tools/bench/.
+BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(addprefix bench/,ours.c vision.c decoder.c hop.c))
+$(B)/bench/ours: $(BENCH_OBJECTS) $(B)/libtf_parts.a $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(B)/bench/jobs: $(B)/obj/bench/jobs.o $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+# Tiers that answer at once, for what the router alone carries.
+$(B)/bench/fake_worker: $(B)/obj/tests/integration/fake_worker.o $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(B)/bench/instructions: $(B)/obj/bench/instructions.o $(CORE)
+	@mkdir -p $(@D)
+	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+bench-instructions: $(B)/bench/instructions ## count the AVX2 kernels' instructions (UPDATE=1: note them)
+	@BUILD=$(B) UPDATE=$(UPDATE) bench/instructions
+bench: packages ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictures to calibrate with)
+	@$(MAKE) --no-print-directory -j$(JOBS) build model bench-programs
+	@BUILD=$(B) QUICK=$(QUICK) DATA=$(DATA) bench/run $(T)
+bench-programs: $(B)/bench/ours $(B)/bench/jobs $(B)/bench/fake_worker
+
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) bench/*.[ch] tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
 $(B)/bench-linear: $(B)/obj/bench/linear.o $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 bench-kernels: $(B)/bench-linear ## GF/s of every matrix product, by kernel and rows
 	$(B)/bench-linear $(THREADS)
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c bench/*.c)
 format: ## format every C file
 	clang-format -i $(C_FILES)
 format-check: ## check that the format is clean

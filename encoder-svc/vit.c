@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "encoder-svc/positions.h"
+#include "tensor/attention_bf16.h"
 #include "tensor/ops.h"
 
 enum { CHANNELS = 3, NAME_BYTES_MAX = 96, PART_BYTES_MAX = 32 };
@@ -26,6 +27,7 @@ typedef struct vit_block {
 
 struct tf_vit {
   tf_vit_config config;
+  bool attention_bf16;
   int64_t batch_max;
   tf_linear *patch; /* the patch convolution as a matrix: [width, 3 * p * p] */
   vit_block *blocks;
@@ -316,6 +318,7 @@ tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_vit **out, tf_err
   if (vit == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the ViT");
   vit->batch_max = batch_max;
   tf_code code = read_config(file, &vit->config, error);
+  vit->attention_bf16 = tf_attention_bf16_wanted();
   if (code == TF_OK) code = take_memory(vit, error);
   if (code == TF_OK) code = load_weights(vit, file, error);
   if (code != TF_OK)
@@ -382,6 +385,18 @@ static tf_row_norm row_norm(const tf_vit *vit, const vit_norm *weights) {
   return (tf_row_norm){.weight = weights->weight, .bias = weights->bias, .epsilon = vit->config.layer_norm_epsilon};
 }
 
+/* mixed = attention of query, key, value: in bf16 where that is wanted and fits, else in f32. */
+static tf_code run_attention(tf_vit *vit, tf_pool *pool, int64_t batch) {
+  const tf_vit_config *config = &vit->config;
+  int64_t tokens = config->tokens, heads = config->head_count, head_dim = config->width / heads;
+  tf_code code = TF_ERR_UNSUPPORTED;
+  if (vit->attention_bf16)
+    code = tf_attention_bf16_full(pool, vit->query, vit->key, vit->value, batch, tokens, heads, head_dim, vit->mixed);
+  if (code == TF_ERR_UNSUPPORTED)
+    code = tf_attention_full(pool, vit->query, vit->key, vit->value, batch, tokens, heads, head_dim, vit->mixed);
+  return code;
+}
+
 /* query, key, value = the block's, of norm1(x).  x: [batch * tokens, width] */
 static tf_linear_step project(const tf_vit *vit, const vit_block *block, const tf_row_norm *norm) {
   return (tf_linear_step){.linear = block->qkv, .norm = norm, .x = vit->x, .y = {vit->query, vit->key, vit->value}};
@@ -391,8 +406,7 @@ static tf_linear_step project(const tf_vit *vit, const vit_block *block, const t
  * query, key and value of the block are there already; those of the next one are left behind. */
 static tf_code run_block(tf_vit *vit, tf_pool *pool, const vit_block *block, const vit_block *next, int64_t batch) {
   const tf_vit_config *config = &vit->config;
-  tf_code code = tf_attention_full(pool, vit->query, vit->key, vit->value, batch, config->tokens, config->head_count,
-                                   config->width / config->head_count, vit->mixed); /* [rows, width] */
+  tf_code code = run_attention(vit, pool, batch); /* mixed: [rows, width] */
   if (code != TF_OK) return code;
   tf_row_norm norm2 = row_norm(vit, &block->norm2), next_norm1 = next ? row_norm(vit, &next->norm1) : norm2;
   const tf_linear_step steps[] = {{.linear = block->output, /* [rows, width] */

@@ -108,7 +108,7 @@ static tf_code make_memory(tf_engine *self, tf_error *error) {
   uint32_t blocks = tf_kv_blocks_for(c->kv_tokens_max);
   tf_scheduler_config plan = {c->batch_rows_max, c->sequences_max, c->waiting_max, blocks, TF_KV_BLOCK_TOKENS};
   tf_code code = tf_scheduler_new(&plan, &self->scheduler, error);
-  if (code == TF_OK) code = tf_kv_new(model->layers, model->kv_heads * model->head_dim, blocks, &self->kv, error);
+  if (code == TF_OK) code = tf_kv_new(model->layers, tf_llm_kv_part_bytes(self->model), blocks, &self->kv, error);
   if (code == TF_OK)
     code = tf_llm_scratch_new(self->model, c->batch_rows_max, c->sequences_max, blocks, &self->scratch, error);
   if (code != TF_OK) return code;

@@ -7,12 +7,14 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+enum { PART_ALIGN = 64 };
+
 struct tf_kv {
   uint32_t layers, blocks, free_count;
-  size_t part_floats;  /* keys, or values, of one layer in one block */
-  size_t block_floats; /* layers * 2 parts */
+  size_t part_bytes;  /* keys, or values, of one layer in one block */
+  size_t block_bytes; /* layers * 2 parts */
   size_t mapped_bytes;
-  float *memory;
+  char *memory;
   uint32_t *free; /* [blocks], a stack of free_count */
 };
 
@@ -20,20 +22,21 @@ uint32_t tf_kv_blocks_for(uint32_t tokens) {
   return tokens / TF_KV_BLOCK_TOKENS + (tokens % TF_KV_BLOCK_TOKENS != 0);
 }
 
-tf_code tf_kv_new(uint32_t layers, uint32_t width, uint32_t blocks, tf_kv **out, tf_error *error) {
-  if (layers == 0 || width == 0 || blocks == 0 || blocks > TF_KV_BLOCKS_MAX)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "KV cache of %u blocks, %u layers, width %u", blocks, layers, width);
-  size_t part_bytes, block_bytes, bytes;
-  if (__builtin_mul_overflow((size_t)width, TF_KV_BLOCK_TOKENS * sizeof(float), &part_bytes) ||
-      __builtin_mul_overflow(part_bytes, (size_t)layers * 2, &block_bytes) ||
+tf_code tf_kv_new(uint32_t layers, size_t part_bytes, uint32_t blocks, tf_kv **out, tf_error *error) {
+  if (layers == 0 || part_bytes == 0 || blocks == 0 || blocks > TF_KV_BLOCKS_MAX)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "KV cache of %u blocks, %u layers, parts of %zu bytes", blocks,
+                   layers, part_bytes);
+  size_t block_bytes, bytes;
+  if (__builtin_add_overflow(part_bytes, (size_t)PART_ALIGN - 1, &part_bytes) ||
+      __builtin_mul_overflow(part_bytes / PART_ALIGN * PART_ALIGN, (size_t)layers * 2, &block_bytes) ||
       __builtin_mul_overflow(block_bytes, (size_t)blocks, &bytes))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "a KV cache of %u blocks does not fit this machine", blocks);
   tf_kv *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the KV cache");
   self->layers = layers;
   self->blocks = self->free_count = blocks;
-  self->part_floats = part_bytes / sizeof(float);
-  self->block_floats = block_bytes / sizeof(float);
+  self->part_bytes = part_bytes / PART_ALIGN * PART_ALIGN;
+  self->block_bytes = block_bytes;
   self->mapped_bytes = bytes;
   self->free = malloc(blocks * sizeof *self->free);
   void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -80,11 +83,11 @@ void tf_kv_release(tf_kv *self, tf_kv_table *table) {
   *table = (tf_kv_table){0};
 }
 
-float *tf_kv_keys(const tf_kv *self, uint32_t layer, uint32_t block) {
+void *tf_kv_keys(const tf_kv *self, uint32_t layer, uint32_t block) {
   assert(layer < self->layers && block < self->blocks);
-  return self->memory + block * self->block_floats + (size_t)layer * 2 * self->part_floats;
+  return self->memory + block * self->block_bytes + (size_t)layer * 2 * self->part_bytes;
 }
 
-float *tf_kv_values(const tf_kv *self, uint32_t layer, uint32_t block) {
-  return tf_kv_keys(self, layer, block) + self->part_floats;
+void *tf_kv_values(const tf_kv *self, uint32_t layer, uint32_t block) {
+  return (char *)tf_kv_keys(self, layer, block) + self->part_bytes;
 }

@@ -6,6 +6,7 @@
 #define TF_LLM_KV_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/error.h"
@@ -19,8 +20,9 @@ typedef struct tf_kv_table {
   uint32_t count;
 } tf_kv_table;
 
-/* width: kv_heads * head_dim. The caller frees. */
-tf_code tf_kv_new(uint32_t layers, uint32_t width, uint32_t blocks, tf_kv **out, tf_error *error);
+/* part_bytes: of the keys, or of the values, of one layer in one block; made a multiple of 64. What a part holds is the
+ * model's affair (tf_llm_kv_part_bytes). The caller frees. */
+tf_code tf_kv_new(uint32_t layers, size_t part_bytes, uint32_t blocks, tf_kv **out, tf_error *error);
 void tf_kv_free(tf_kv **self);
 uint32_t tf_kv_blocks(const tf_kv *self);
 uint32_t tf_kv_blocks_free(const tf_kv *self);
@@ -33,8 +35,8 @@ bool tf_kv_reserve(tf_kv *self, uint32_t tokens, tf_kv_table *table);
 /* Gives the blocks back; the table is empty afterwards. */
 void tf_kv_release(tf_kv *self, tf_kv_table *table);
 
-/* [TF_KV_BLOCK_TOKENS, width] of one layer in one block. */
-float *tf_kv_keys(const tf_kv *self, uint32_t layer, uint32_t block);
-float *tf_kv_values(const tf_kv *self, uint32_t layer, uint32_t block);
+/* Of one layer in one block, TF_KV_BLOCK_TOKENS positions; aligned to 64 bytes, zeroed at first. */
+void *tf_kv_keys(const tf_kv *self, uint32_t layer, uint32_t block);
+void *tf_kv_values(const tf_kv *self, uint32_t layer, uint32_t block);
 
 #endif

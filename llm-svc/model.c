@@ -8,23 +8,35 @@
 #include <string.h>
 
 #include "llm-svc/model_parts.h"
+#include "tensor/attention_bf16.h"
+
+enum { TURN_GRAIN = 4 };
+_Static_assert((int)TF_BF16_BLOCK_TOKENS == (int)TF_KV_BLOCK_TOKENS,
+               "one block of the cache is one of the attention's");
 
 struct tf_llm_scratch {
   uint32_t rows_max, logits_max, blocks_max;
-  float *x;           /* [rows, width]: the residual stream */
-  tf_rows *rows;      /* what goes into a linear, of any width */
-  float *q, *mixed;   /* [rows, heads * head_dim] */
-  float *k, *v;       /* [rows, kv_heads * head_dim] */
-  float *hidden;      /* [rows, ffn_width] */
-  float *logits;      /* [logits_max, vocabulary] */
-  int32_t *positions; /* [rows] */
+  float *x;             /* [rows, width]: the residual stream */
+  tf_rows *rows;        /* what goes into a linear, of any width */
+  float *q, *mixed;     /* [rows, heads * head_dim] */
+  float *k, *v;         /* [rows, kv_heads * head_dim] */
+  float *hidden;        /* [rows, ffn_width] */
+  float *logits;        /* [logits_max, vocabulary] */
+  int32_t *positions;   /* [rows] */
+  float *cosine, *sine; /* [rows, head_dim]: RoPE's angles, the same in all layers */
   /* One layer's blocks: block_* hold the pointers of one sequence after the other, row_* each row's first. */
-  const float **block_keys, **block_values;           /* [blocks] */
-  const float *const **row_keys, *const **row_values; /* [rows] */
+  void **block_keys, **block_values;           /* [blocks] */
+  void *const **row_keys, *const **row_values; /* [rows] */
 };
 
 const tf_llm_config *tf_llm_configuration(const tf_llm *self) {
   return &self->config;
+}
+
+size_t tf_llm_kv_part_bytes(const tf_llm *self) {
+  const tf_llm_config *c = &self->config;
+  if (self->attention_bf16) return tf_attention_bf16_block_bytes(c->kv_heads, c->head_dim);
+  return (size_t)c->kv_heads * c->head_dim * TF_KV_BLOCK_TOKENS * sizeof(float);
 }
 
 static float *floats(uint64_t rows, uint64_t columns) {
@@ -51,14 +63,17 @@ tf_code tf_llm_scratch_new(const tf_llm *model, uint32_t rows_max, uint32_t logi
   self->v = floats(rows_max, kv_width);
   self->hidden = floats(rows_max, c->ffn_width);
   self->logits = floats(logits_max, c->vocabulary);
+  self->cosine = floats(rows_max, c->head_dim);
+  self->sine = floats(rows_max, c->head_dim);
   self->positions = malloc(rows_max * sizeof *self->positions);
   self->block_keys = malloc(kv_blocks_max * sizeof *self->block_keys);
   self->block_values = malloc(kv_blocks_max * sizeof *self->block_values);
   self->row_keys = malloc(rows_max * sizeof *self->row_keys);
   self->row_values = malloc(rows_max * sizeof *self->row_values);
   if (self->x == NULL || self->rows == NULL || self->q == NULL || self->mixed == NULL || self->k == NULL ||
-      self->v == NULL || self->hidden == NULL || self->logits == NULL || self->positions == NULL ||
-      self->block_keys == NULL || self->block_values == NULL || self->row_keys == NULL || self->row_values == NULL) {
+      self->v == NULL || self->hidden == NULL || self->cosine == NULL || self->sine == NULL || self->logits == NULL ||
+      self->positions == NULL || self->block_keys == NULL || self->block_values == NULL || self->row_keys == NULL ||
+      self->row_values == NULL) {
     tf_llm_scratch_free(&self);
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for batches of %u rows", rows_max);
   }
@@ -69,8 +84,8 @@ tf_code tf_llm_scratch_new(const tf_llm *model, uint32_t rows_max, uint32_t logi
 void tf_llm_scratch_free(tf_llm_scratch **handle) {
   tf_llm_scratch *self = *handle;
   if (self == NULL) return;
-  void *parts[] = {self->x,        self->q,         self->mixed,     self->k,          self->v,
-                   self->hidden,   self->logits,    self->positions, self->block_keys, self->block_values,
+  void *parts[] = {self->x,        self->q,         self->mixed,  self->k,         self->v,          self->hidden,
+                   self->cosine,   self->sine,      self->logits, self->positions, self->block_keys, self->block_values,
                    self->row_keys, self->row_values};
   tf_rows_free(&self->rows);
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
@@ -97,28 +112,54 @@ static void embed(const tf_llm *self, const tf_llm_row *rows, uint32_t count, tf
   }
 }
 
-/* Stores this layer's k and v of every row in its block, and lists every sequence's blocks for the attention. */
-static void store(const tf_llm *self, const tf_kv *kv, uint32_t layer, const tf_llm_row *rows, uint32_t count,
-                  tf_llm_scratch *scratch) {
-  size_t width = (size_t)self->config.kv_heads * self->config.head_dim, used = 0;
+/* Lists every sequence's blocks of this layer for the attention. */
+static void list_blocks(const tf_kv *kv, uint32_t layer, const tf_llm_row *rows, uint32_t count,
+                        tf_llm_scratch *scratch) {
+  size_t used = 0;
   for (uint32_t r = 0; r < count; r++) {
     const tf_kv_table *table = rows[r].table;
     if (r > 0 && table == rows[r - 1].table) {
       scratch->row_keys[r] = scratch->row_keys[r - 1];
       scratch->row_values[r] = scratch->row_values[r - 1];
-    } else {
-      assert(table->count <= scratch->blocks_max - used);
-      scratch->row_keys[r] = scratch->block_keys + used;
-      scratch->row_values[r] = scratch->block_values + used;
-      for (uint32_t b = 0; b < table->count; b++, used++) {
-        scratch->block_keys[used] = tf_kv_keys(kv, layer, table->blocks[b]);
-        scratch->block_values[used] = tf_kv_values(kv, layer, table->blocks[b]);
-      }
+      continue;
     }
-    uint32_t block = table->blocks[(uint32_t)rows[r].position / TF_KV_BLOCK_TOKENS];
-    size_t at = (uint32_t)rows[r].position % TF_KV_BLOCK_TOKENS * width;
-    memcpy(tf_kv_keys(kv, layer, block) + at, scratch->k + r * width, width * sizeof(float));
-    memcpy(tf_kv_values(kv, layer, block) + at, scratch->v + r * width, width * sizeof(float));
+    assert(table->count <= scratch->blocks_max - used);
+    scratch->row_keys[r] = scratch->block_keys + used;
+    scratch->row_values[r] = scratch->block_values + used;
+    for (uint32_t b = 0; b < table->count; b++, used++) {
+      scratch->block_keys[used] = tf_kv_keys(kv, layer, table->blocks[b]);
+      scratch->block_values[used] = tf_kv_values(kv, layer, table->blocks[b]);
+    }
+  }
+}
+
+typedef struct turn_job {
+  const tf_llm *self;
+  const tf_llm_row *rows;
+  const tf_llm_scratch *scratch;
+} turn_job;
+
+/* q and k of some rows are turned by their positions, k and v go to their places of their blocks. */
+static void turn_and_store(void *context, int64_t begin, int64_t end, int thread) {
+  const turn_job *job = context;
+  const tf_llm_config *c = &job->self->config;
+  const tf_llm_scratch *scratch = job->scratch;
+  size_t width = (size_t)c->kv_heads * c->head_dim, q_width = (size_t)c->heads * c->head_dim;
+  (void)thread;
+  for (int64_t r = begin; r < end; r++) {
+    uint32_t position = (uint32_t)job->rows[r].position, place = position % TF_KV_BLOCK_TOKENS;
+    void *keys = scratch->row_keys[r][position / TF_KV_BLOCK_TOKENS];
+    void *values = scratch->row_values[r][position / TF_KV_BLOCK_TOKENS];
+    float *key = scratch->k + (size_t)r * width, *value = scratch->v + (size_t)r * width;
+    const float *cosine = scratch->cosine + (size_t)r * c->head_dim, *sine = scratch->sine + (size_t)r * c->head_dim;
+    tf_rope_row(scratch->q + (size_t)r * q_width, c->heads, c->head_dim, c->rope_layout, cosine, sine);
+    tf_rope_row(key, c->kv_heads, c->head_dim, c->rope_layout, cosine, sine);
+    if (job->self->attention_bf16) {
+      tf_attention_bf16_store(keys, values, place, key, value, c->kv_heads, c->head_dim);
+    } else {
+      memcpy((float *)keys + place * width, key, width * sizeof(float));
+      memcpy((float *)values + place * width, value, width * sizeof(float));
+    }
   }
 }
 
@@ -127,15 +168,19 @@ static tf_code attend(const tf_llm *self, tf_pool *pool, const tf_kv *kv, uint32
                       uint32_t count, tf_llm_scratch *scratch) {
   const tf_llm_config *c = &self->config;
   const tf_llm_layer *weights = &self->layers[layer];
-  int64_t q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
   tf_row_norm norm = {.weight = weights->attention_norm, .epsilon = c->norm_epsilon};
   tf_rows_load(scratch->rows, pool, weights->qkv, scratch->x, count, &norm);
   tf_linear_apply_rows(weights->qkv, pool, scratch->rows, (float *[]){scratch->q, scratch->k, scratch->v}, NULL);
-  tf_rope(pool, scratch->q, count, q_width, c->heads, c->head_dim, scratch->positions, c->rope_base, c->rope_layout);
-  tf_rope(pool, scratch->k, count, kv_width, c->kv_heads, c->head_dim, scratch->positions, c->rope_base,
-          c->rope_layout);
-  store(self, kv, layer, rows, count, scratch);
-  tf_paged_rows paged = {count, scratch->positions, scratch->row_keys, scratch->row_values, TF_KV_BLOCK_TOKENS};
+  list_blocks(kv, layer, rows, count, scratch);
+  turn_job job = {self, rows, scratch};
+  tf_parallel(pool, count, TURN_GRAIN, turn_and_store, &job);
+  if (self->attention_bf16) {
+    tf_bf16_rows paged = {count, scratch->positions, (const void *const *const *)scratch->row_keys,
+                          (const void *const *const *)scratch->row_values};
+    return tf_attention_bf16_paged(pool, scratch->q, &paged, c->heads, c->kv_heads, c->head_dim, scratch->mixed);
+  }
+  tf_paged_rows paged = {count, scratch->positions, (const float *const *const *)(const void *)scratch->row_keys,
+                         (const float *const *const *)(const void *)scratch->row_values, TF_KV_BLOCK_TOKENS};
   return tf_attention_paged(pool, scratch->q, &paged, c->heads, c->kv_heads, c->head_dim, scratch->mixed);
 }
 
@@ -172,6 +217,7 @@ tf_code tf_llm_forward(const tf_llm *self, tf_pool *pool, tf_kv *kv, tf_llm_scra
   assert(count > 0 && count <= scratch->rows_max);
   *logits = scratch->logits;
   embed(self, rows, count, scratch);
+  tf_rope_angles(scratch->positions, count, c->head_dim, c->rope_base, c->rope_layout, scratch->cosine, scratch->sine);
   uint32_t wanted = count;
   for (uint32_t layer = 0; layer < c->layers; layer++) {
     tf_code code = attend(self, pool, kv, layer, rows, count, scratch);

@@ -28,6 +28,8 @@ typedef struct tf_llm tf_llm;
 tf_code tf_llm_load(const tf_gguf *file, const tf_gguf *adapter, tf_pool *pool, tf_llm **out, tf_error *error);
 void tf_llm_free(tf_llm **self);
 const tf_llm_config *tf_llm_configuration(const tf_llm *self);
+/* What tf_kv_new needs to know: keys and values are f32 rows, or bf16 (tensor/attention_bf16.h). */
+size_t tf_llm_kv_part_bytes(const tf_llm *self);
 
 typedef struct tf_llm_row {
   int32_t token;          /* 0 .. vocabulary - 1; not read where there is an embedding */

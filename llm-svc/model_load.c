@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "llm-svc/model_parts.h"
+#include "tensor/attention_bf16.h"
 
 enum { LINEARS_PER_LAYER = 4, PARTS_MAX = 3, NAME_BYTES_MAX = 96 };
 
@@ -281,6 +282,7 @@ tf_code tf_llm_load(const tf_gguf *file, const tf_gguf *adapter, tf_pool *pool, 
   self.model = calloc(1, sizeof *self.model);
   if (self.model == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the model");
   tf_code code = load_config(&self);
+  if (code == TF_OK) self.model->attention_bf16 = tf_attention_bf16_wanted();
   if (code == TF_OK) code = load_weights(&self, pool);
   free(self.jobs);
   if (code != TF_OK) {

@@ -14,6 +14,7 @@ typedef struct tf_llm_layer {
 
 struct tf_llm {
   tf_llm_config config;
+  bool attention_bf16;        /* keys and values are kept in bf16 */
   tf_llm_layer *layers;       /* [config.layers] */
   float *output_norm;         /* [width] */
   tf_linear *output;          /* width -> vocabulary */

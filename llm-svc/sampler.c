@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#include "tensor/ops.h"
+
 static const float TEMPERATURE_MAX = 100.0f;
 
 tf_code tf_sampling_check(const tf_sampling *sampling, tf_error *error) {
@@ -32,13 +34,6 @@ static double draw(tf_sampler *self) {
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
   z = (z ^ z >> 27) * 0x94D049BB133111EBu;
   return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
-}
-
-static int32_t greedy(const float *logits, uint32_t vocabulary) {
-  int32_t best = -1;
-  for (uint32_t i = 0; i < vocabulary; i++)
-    if (logits[i] > (best < 0 ? -INFINITY : logits[best])) best = (int32_t)i;
-  return best;
 }
 
 static bool before(const tf_candidate *a, const tf_candidate *b) {
@@ -84,7 +79,7 @@ static int32_t pick(tf_sampler *self, const tf_candidate *candidates, uint32_t c
 }
 
 int32_t tf_sampler_next(tf_sampler *self, const float *logits, uint32_t vocabulary, tf_candidate *scratch) {
-  int32_t top = greedy(logits, vocabulary);
+  int32_t top = (int32_t)tf_largest(logits, vocabulary);
   if (top < 0 || self->temperature <= 0.0f || isinf(logits[top])) return top;
   float best = logits[top];
   uint32_t count = 0;

@@ -138,6 +138,12 @@ static tf_code read_top_p(tf_bytes value, tf_job_fields *out, tf_error *error) {
 static tf_code read_seed(tf_bytes value, tf_job_fields *out, tf_error *error) {
   return read_integer("seed", value, 0, UINT64_MAX, &out->sampling.seed, error);
 }
+static tf_code read_ignore_end(tf_bytes value, tf_job_fields *out, tf_error *error) {
+  uint32_t number = 0;
+  tf_code code = read_uint32("ignore_end", value, 0, 1, &number, error);
+  out->sampling.ignore_end = number == 1;
+  return code;
+}
 static tf_code read_deadline(tf_bytes value, tf_job_fields *out, tf_error *error) {
   uint64_t number = 0;
   tf_code code = read_integer("deadline_ms", value, 1, (uint64_t)TF_DEADLINE_MS_MAX, &number, error);
@@ -160,6 +166,7 @@ static const struct {
     {"top_k", read_top_k},
     {"top_p", read_top_p},
     {"seed", read_seed},
+    {"ignore_end", read_ignore_end},
     {"deadline_ms", read_deadline},
     {"reply", read_reply},
     {"pace", read_pace},

@@ -215,41 +215,80 @@ void tf_softmax(float *x, int64_t count) {
   if (count > 0) tf_scale_many(x, count, 1.0f / tf_softmax_unscaled(x, count));
 }
 
-typedef struct rope_job {
-  float *x;
-  int64_t row_stride, heads, head_dim;
-  const int32_t *positions;
-  tf_rope_layout layout;
-  float frequency[TF_HEAD_DIM_MAX / 2];
-} rope_job;
-
-static void rope_rows(void *context, int64_t begin, int64_t end, int thread) {
-  const rope_job *job = context;
-  int64_t half = job->head_dim / 2;
-  bool split = job->layout == TF_ROPE_HALF_SPLIT;
-  (void)thread;
-  for (int64_t row = begin; row < end; row++) {
-    for (int64_t i = 0; i < half; i++) {
-      float angle = (float)job->positions[row] * job->frequency[i];
-      float cosine = cosf(angle), sine = sinf(angle);
-      float *first = job->x + row * job->row_stride + (split ? i : 2 * i), *second = first + (split ? half : 1);
-      for (int64_t head = 0; head < job->heads; head++, first += job->head_dim, second += job->head_dim) {
-        float a = *first, b = *second;
-        *first = a * cosine - b * sine;
-        *second = a * sine + b * cosine;
-      }
+/* A pair (a, b) becomes (a cos - b sin, b cos + a sin): each number times its cosine plus its partner times its sine,
+ * where the first one's sine is negative. So both factors are stored for every number, in the order of the row. */
+void tf_rope_angles(const int32_t *positions, int64_t rows, int64_t head_dim, double base, tf_rope_layout layout,
+                    float *cosine, float *sine) {
+  assert(head_dim % 2 == 0 && head_dim <= TF_HEAD_DIM_MAX);
+  bool split = layout == TF_ROPE_HALF_SPLIT;
+  int64_t half = head_dim / 2;
+  for (int64_t i = 0; i < half; i++) {
+    /* Frequencies and angles are rounded to f32, as the models were trained with. */
+    float frequency = (float)pow(base, -2.0 * (double)i / (double)head_dim);
+    int64_t first = split ? i : 2 * i, second = split ? i + half : first + 1;
+    for (int64_t row = 0; row < rows; row++) {
+      float angle = (float)positions[row] * frequency, c = cosf(angle), s = sinf(angle);
+      cosine[row * head_dim + first] = cosine[row * head_dim + second] = c;
+      sine[row * head_dim + first] = -s;
+      sine[row * head_dim + second] = s;
     }
   }
 }
 
-void tf_rope(tf_pool *pool, float *x, int64_t rows, int64_t row_stride, int64_t heads, int64_t head_dim,
-             const int32_t *positions, double base, tf_rope_layout layout) {
-  assert(head_dim % 2 == 0 && head_dim <= TF_HEAD_DIM_MAX);
-  rope_job job = {
-      .x = x, .row_stride = row_stride, .heads = heads, .head_dim = head_dim, .positions = positions, .layout = layout};
-  /* Frequencies and angles are rounded to f32, as the models were trained with. */
-  for (int64_t i = 0; i < head_dim / 2; i++) {
-    job.frequency[i] = (float)pow(base, -2.0 * (double)i / (double)head_dim);
+TF_VECTOR tf_f32x8 swap_pairs8(tf_f32x8 x) {
+  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+}
+
+/* Interleaved: partners are neighbours. */
+TF_VECTOR void turn_neighbours(float *x, int64_t dim, const float *cosine, const float *sine) {
+  int64_t i = 0;
+  for (; i + TF_LANES <= dim; i += TF_LANES) {
+    tf_f32x8 lanes = tf_load8(x + i);
+    tf_store8(x + i, lanes * tf_load8(cosine + i) + swap_pairs8(lanes) * tf_load8(sine + i));
   }
-  tf_parallel(pool, rows, row_grain(heads * head_dim * 4), rope_rows, &job);
+  for (; i < dim; i += 2) {
+    float a = x[i], b = x[i + 1];
+    x[i] = a * cosine[i] + b * sine[i];
+    x[i + 1] = b * cosine[i + 1] + a * sine[i + 1];
+  }
+}
+
+/* Half split: partners are half a head apart. */
+TF_VECTOR void turn_halves(float *x, int64_t dim, const float *cosine, const float *sine) {
+  int64_t half = dim / 2, i = 0;
+  for (; i + TF_LANES <= half; i += TF_LANES) {
+    tf_f32x8 a = tf_load8(x + i), b = tf_load8(x + half + i);
+    tf_store8(x + i, a * tf_load8(cosine + i) + b * tf_load8(sine + i));
+    tf_store8(x + half + i, b * tf_load8(cosine + half + i) + a * tf_load8(sine + half + i));
+  }
+  for (; i < half; i++) {
+    float a = x[i], b = x[half + i];
+    x[i] = a * cosine[i] + b * sine[i];
+    x[half + i] = b * cosine[half + i] + a * sine[half + i];
+  }
+}
+
+TF_CLONES void tf_rope_row(float *x, int64_t heads, int64_t head_dim, tf_rope_layout layout, const float *cosine,
+                           const float *sine) {
+  for (int64_t head = 0; head < heads; head++, x += head_dim) {
+    if (layout == TF_ROPE_HALF_SPLIT)
+      turn_halves(x, head_dim, cosine, sine);
+    else
+      turn_neighbours(x, head_dim, cosine, sine);
+  }
+}
+
+TF_CLONES int64_t tf_largest(const float *x, int64_t count) {
+  tf_f32x8 lanes = tf_splat8(-INFINITY);
+  int64_t i = 0;
+  for (; i + TF_LANES <= count; i += TF_LANES) {
+    tf_f32x8 some = tf_load8(x + i);
+    lanes = tf_select8(some > lanes, some, lanes); /* NaN is not greater */
+  }
+  float largest = -INFINITY;
+  for (int lane = 0; lane < TF_LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
+  for (; i < count; i++) largest = x[i] > largest ? x[i] : largest;
+  if (largest == -INFINITY) return -1;
+  for (i = 0; x[i] != largest;) i++;
+  return i;
 }

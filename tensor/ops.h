@@ -33,10 +33,16 @@ typedef enum tf_rope_layout {
   TF_ROPE_INTERLEAVED, /* pairs (2i, 2i+1): GGUF's llama architecture */
   TF_ROPE_HALF_SPLIT   /* pairs (i, i + d/2): qwen2 */
 } tf_rope_layout;
-/* head_dim is even and at most TF_HEAD_DIM_MAX.
- * x: [rows, heads, head_dim] with row_stride floats from row to row; positions: [rows]; in place. */
-void tf_rope(tf_pool *pool, float *x, int64_t rows, int64_t row_stride, int64_t heads, int64_t head_dim,
-             const int32_t *positions, double base, tf_rope_layout layout);
+/* The angles of rows at these positions, once for all layers: cosine and sine [rows, head_dim], laid out for
+ * tf_rope_row. head_dim is even and at most TF_HEAD_DIM_MAX. */
+void tf_rope_angles(const int32_t *positions, int64_t rows, int64_t head_dim, double base, tf_rope_layout layout,
+                    float *cosine, float *sine);
+/* One row, x: [heads, head_dim], in place; cosine and sine: that row's. */
+void tf_rope_row(float *x, int64_t heads, int64_t head_dim, tf_rope_layout layout, const float *cosine,
+                 const float *sine);
+
+/* Index of the largest of count numbers, the first of equals; NaN and -infinity never win. -1: there is none. */
+int64_t tf_largest(const float *x, int64_t count);
 
 /* Bidirectional attention of a ViT over a batch, scaled by 1/sqrt(head_dim).
  * q, k, v, out: [batch, tokens, heads * head_dim], out none of the others.

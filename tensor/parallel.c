@@ -16,7 +16,7 @@
 #include "tensor/huge.h"
 
 /* OpenBLAS keeps a buffer for each calling thread and is built for 64. */
-enum { THREADS_MAX = 64, PIECES_A_THREAD = 4, SPINS_MAX = 100 };
+enum { THREADS_MAX = 64, PIECES_A_THREAD = 4, SPINS_MAX = 600 };
 
 typedef struct worker {
   tf_pool *pool;

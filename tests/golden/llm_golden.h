@@ -57,7 +57,8 @@ static inline llm_rig rig_load(const char *llm_path, const char *adapter_path, u
   cr_assert_eq(tf_llm_load(rig.file, adapter, rig.pool, &rig.model, &error), TF_OK, "%s", error.text);
   tf_gguf_close(&adapter);
   const tf_llm_config *c = tf_llm_configuration(rig.model);
-  cr_assert_eq(tf_kv_new(c->layers, c->kv_heads * c->head_dim, RIG_BLOCKS, &rig.kv, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_kv_new(c->layers, tf_llm_kv_part_bytes(rig.model), RIG_BLOCKS, &rig.kv, &error), TF_OK, "%s",
+               error.text);
   cr_assert_eq(tf_llm_scratch_new(rig.model, RIG_ROWS_MAX, logits_max, RIG_BLOCKS, &rig.scratch, &error), TF_OK);
   return rig;
 }

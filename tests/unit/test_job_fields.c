@@ -32,6 +32,7 @@ Test(job_fields, reads_every_field) {
                                  PAIR("min_vision_tokens", "64"),
                                  PAIR("max_vision_tokens", "256"),
                                  PAIR("max_new_tokens", "4096"),
+                                 PAIR("ignore_end", "1"),
                                  PAIR("temperature", "0.7"),
                                  PAIR("top_k", "50"),
                                  PAIR("top_p", "1e-1"),
@@ -46,6 +47,7 @@ Test(job_fields, reads_every_field) {
   cr_assert_eq(parsed.vision_tokens_min, 64u);
   cr_assert_eq(parsed.vision_tokens_max, 256u);
   cr_assert_eq(parsed.sampling.max_new_tokens, 4096u);
+  cr_assert(parsed.sampling.ignore_end);
   cr_assert_float_eq(parsed.sampling.temperature, 0.7f, 1e-6);
   cr_assert_float_eq(parsed.sampling.top_p, 0.1f, 1e-6);
   cr_assert_eq(parsed.sampling.top_k, 50u);
@@ -60,6 +62,7 @@ Test(job_fields, absent_fields_have_defaults) {
   cr_assert_eq(parsed.image.size, 3u);
   cr_assert_eq(parsed.id.size, 0u);
   cr_assert_eq(parsed.sampling.max_new_tokens, 40u);
+  cr_assert_not(parsed.sampling.ignore_end);
   cr_assert_eq(parsed.sampling.temperature, 0.0f);
   cr_assert_eq(parsed.vision_tokens_min, 0u);
   cr_assert_eq(parsed.vision_tokens_max, 0u);
@@ -93,6 +96,8 @@ Test(job_fields, refuses_what_is_malformed) {
       {PAIR("max_new_tokens", "0"), TF_ERR_FIELD_INVALID},
       {PAIR("max_new_tokens", "4097"), TF_ERR_FIELD_INVALID},
       {PAIR("max_new_tokens", "99999999999999999999999"), TF_ERR_FIELD_INVALID},
+      {PAIR("ignore_end", "2"), TF_ERR_FIELD_INVALID},
+      {PAIR("ignore_end", "yes"), TF_ERR_FIELD_INVALID},
       {PAIR("temperature", "nan"), TF_ERR_FIELD_INVALID},
       {PAIR("temperature", "inf"), TF_ERR_FIELD_INVALID},
       {PAIR("temperature", "-1"), TF_ERR_FIELD_INVALID},

@@ -9,7 +9,8 @@
 static tf_kv *make(uint32_t layers, uint32_t width, uint32_t blocks) {
   tf_kv *self = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_kv_new(layers, width, blocks, &self, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_kv_new(layers, (size_t)width * TF_KV_BLOCK_TOKENS * sizeof(float), blocks, &self, &error), TF_OK,
+               "%s", error.text);
   return self;
 }
 
@@ -44,14 +45,14 @@ Test(kv, parts_do_not_overlap) {
   for (uint32_t block = 0; block < BLOCKS; block++)
     for (uint32_t layer = 0; layer < LAYERS; layer++)
       for (int i = 0; i < FLOATS; i++) {
-        tf_kv_keys(self, layer, block)[i] = (float)(block * 100 + layer * 10);
-        tf_kv_values(self, layer, block)[i] = (float)(block * 100 + layer * 10 + 1);
+        ((float *)tf_kv_keys(self, layer, block))[i] = (float)(block * 100 + layer * 10);
+        ((float *)tf_kv_values(self, layer, block))[i] = (float)(block * 100 + layer * 10 + 1);
       }
   for (uint32_t block = 0; block < BLOCKS; block++)
     for (uint32_t layer = 0; layer < LAYERS; layer++)
       for (int i = 0; i < FLOATS; i++) {
-        cr_assert_eq(tf_kv_keys(self, layer, block)[i], (float)(block * 100 + layer * 10));
-        cr_assert_eq(tf_kv_values(self, layer, block)[i], (float)(block * 100 + layer * 10 + 1));
+        cr_assert_eq(((float *)tf_kv_keys(self, layer, block))[i], (float)(block * 100 + layer * 10));
+        cr_assert_eq(((float *)tf_kv_values(self, layer, block))[i], (float)(block * 100 + layer * 10 + 1));
       }
   tf_kv_free(&self);
 }
@@ -101,12 +102,16 @@ Test(kv, random_operations) {
 }
 
 Test(kv, sizes_that_do_not_fit_are_refused) {
-  const uint32_t bad[][3] = {
-      {0, 4, 4}, {2, 0, 4}, {2, 4, 0}, {2, 4, TF_KV_BLOCKS_MAX + 1}, {UINT32_MAX, UINT32_MAX, TF_KV_BLOCKS_MAX}};
+  const struct {
+    uint32_t layers;
+    size_t part_bytes;
+    uint32_t blocks;
+  } bad[] = {{0, 4, 4},       {2, 0, 4}, {2, 4, 0}, {2, 4, TF_KV_BLOCKS_MAX + 1}, {UINT32_MAX, SIZE_MAX / 4, 4},
+             {2, SIZE_MAX, 4}};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     tf_kv *self = NULL;
     tf_error error = {0};
-    cr_assert_eq(tf_kv_new(bad[i][0], bad[i][1], bad[i][2], &self, &error), TF_ERR_INVALID_ARGUMENT);
+    cr_assert_eq(tf_kv_new(bad[i].layers, bad[i].part_bytes, bad[i].blocks, &self, &error), TF_ERR_INVALID_ARGUMENT);
     cr_assert_null(self);
   }
 }

@@ -189,13 +189,15 @@ Test(ops, softmax) {
 /* Angles are rounded to f32 as in training, which at position 8,000 is up to 2.4e-4 off the real angle: the reference
  * rounds them as well, and the tolerance is for the rest. */
 static void check_rope(tf_rope_layout layout) {
-  enum { HEADS = 3, DIM = 16, STRIDE = HEADS * DIM + 5, LINES = 9 };
+  enum { HEADS = 3, DIM = 22, STRIDE = HEADS * DIM + 5, LINES = 9 };
   static const int32_t positions[LINES] = {0, 1, 2, 100, 7, 8000, 63, 64, 4095};
   static float x[LINES * STRIDE], before[LINES * STRIDE];
-  tf_pool *pool = tf_pool_new(2);
+  static float cosine[LINES * DIM], sine[LINES * DIM];
   fill(x, LINES * STRIDE, 1.0f, 0.0f, 9);
   memcpy(before, x, sizeof x);
-  tf_rope(pool, x, LINES, STRIDE, HEADS, DIM, positions, 100000.0, layout);
+  tf_rope_angles(positions, LINES, DIM, 100000.0, layout, cosine, sine);
+  for (int64_t row = 0; row < LINES; row++)
+    tf_rope_row(x + row * STRIDE, HEADS, DIM, layout, cosine + row * DIM, sine + row * DIM);
   for (int64_t row = 0; row < LINES; row++) {
     for (int64_t pair = 0; pair < HEADS * DIM / 2; pair++) {
       int64_t head = pair / (DIM / 2), i = pair % (DIM / 2), at = row * STRIDE + head * DIM;
@@ -208,11 +210,23 @@ static void check_rope(tf_rope_layout layout) {
     }
     for (int64_t i = HEADS * DIM; i < STRIDE; i++) cr_assert_eq(x[row * STRIDE + i], before[row * STRIDE + i]);
   }
-  tf_pool_free(&pool);
 }
 Test(ops, rope_interleaved) {
   check_rope(TF_ROPE_INTERLEAVED);
 }
 Test(ops, rope_half_split) {
   check_rope(TF_ROPE_HALF_SPLIT);
+}
+
+Test(ops, largest) {
+  float x[37] = {0};
+  cr_assert_eq(tf_largest(x, 0), -1);
+  for (int count = 1; count <= 37; count++) {
+    for (int i = 0; i < 37; i++) x[i] = i % 2 ? NAN : -INFINITY;
+    cr_assert_eq(tf_largest(x, count), -1);
+    x[count - 1] = -3.0f;
+    cr_assert_eq(tf_largest(x, count), count - 1);
+    x[count / 2] = x[count / 3] = INFINITY;
+    cr_assert_eq(tf_largest(x, count), count / 3, "%d", count);
+  }
 }
