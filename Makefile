@@ -153,8 +153,7 @@ build/fuzz/fuzz_image: tests/fuzz/fuzz_image.c $(wildcard image/*.[ch]) common/e
 	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -I. -o $@ $(filter %.c,$^) \
 	  $(shell pkg-config --cflags --libs libjpeg libpng libwebp libwebpdemux libheif dav1d libtiff-4) -lgif -pthread
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/fuzz/*.c tools/*.c)
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tests/chaos/*.c tools/*.c)
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) bench/*.[ch] tests/*/*.[ch] tools/*.c)
 # Our side of the bench links the same libraries as the programs; the peers and the driver are tools/bench/.
 BENCH_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(addprefix bench/,ours.c vision.c decoder.c hop.c))
 $(B)/bench/ours: $(BENCH_OBJECTS) $(B)/libtf_parts.a $(CORE)
@@ -177,7 +176,6 @@ bench: packages ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictur
 	@BUILD=$(B) QUICK=$(QUICK) DATA=$(DATA) bench/run $(T)
 bench-programs: $(B)/bench/ours $(B)/bench/jobs $(B)/bench/fake_worker
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(PARTS)) bench/*.[ch] tests/unit/*.[ch] tests/golden/*.[ch] tests/integration/*.[ch] tools/*.c)
 $(B)/bench-linear: $(B)/obj/bench/linear.o $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 bench-kernels: $(B)/bench-linear ## GF/s of every matrix product, by kernel and rows
