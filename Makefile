@@ -186,7 +186,7 @@ format: ## format every C file
 format-check: ## check that the format is clean
 	clang-format --dry-run --Werror $(C_FILES)
 lint: format-check $(GEN_H) ## check format and clang-tidy
-	clang-tidy --quiet $(wildcard $(addsuffix /*.c,$(PARTS))) -- $(filter-out -W%,$(CFLAGS))
+	@printf '%s\n' $(wildcard $(addsuffix /*.c,$(PARTS))) | xargs -P $(JOBS) -I{} clang-tidy --quiet {} -- $(filter-out -W%,$(CFLAGS))
 
 # The man page and the completion say what --help says.
 $(B)/tokenflex.1 $(B)/tokenflex.bash &: $(B)/tokenflex tools/make_docs.py

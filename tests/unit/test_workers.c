@@ -408,12 +408,12 @@ Test(workers, bad_images_and_bad_jobs_fail_with_their_reason, .timeout = 120) {
   expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_LOST, true, "llm-0");
   job = job_of(&self, "no-endpoint", 4);
   job.u.job.llm_endpoint = "nonsense";
-  expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_UNREACHABLE, false, "nonsense");
+  expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_UNREACHABLE, true, "nonsense");
   char nobody[160];
   snprintf(nobody, sizeof nobody, "ipc://%s/nobody.sock", self.folder);
   job = job_of(&self, "no-llm", 4);
   job.u.job.llm_endpoint = nobody;
-  expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_UNREACHABLE, false, "nobody.sock");
+  expect_failure(&self, &job, NULL, 0, TF_ERR_WORKER_UNREACHABLE, true, "nobody.sock");
   job = job_of(&self, "too-long", 4);
   job.u.job.sampling.max_new_tokens = 4096; /* more than the tiny model's context */
   expect_failure(&self, &job, NULL, 0, TF_ERR_PROMPT_TOO_LONG, false, "");
