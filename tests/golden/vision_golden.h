@@ -16,7 +16,7 @@
  * with tolerances of its own. */
 __attribute__((constructor)) static void compare_in_f32(void) {
   tf_error error;
-  if (tf_cpu_use(NULL, "f32", &error) != TF_OK) abort();
+  if (tf_cpu_use(getenv("TEST_CPU"), "f32", &error) != TF_OK) abort();
 }
 
 static inline tf_gguf *open_golden(const char *path) {
