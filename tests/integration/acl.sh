@@ -45,6 +45,13 @@ same "a client reads it" plain "$(as client xrange 'tf:{default}:results' - + | 
 same "a client cancels" 0 $?
 "$TF" caption --redis "$client" --max-new-tokens 2 examples/coffee.jpg >"$DIR/caption.out" 2>"$DIR/caption.err"
 same "a client captions" "0 1" "$? $(wc -l <"$DIR/caption.out")"
+"$TF" caption --redis "$client" --max-new-tokens 2 -o "$DIR/resumed.jsonl" examples/coffee.jpg >/dev/null 2>"$DIR/resumed.err"
+earlier=$(jq -r .run "$DIR/resumed.jsonl.run.json")
+as router xadd "tf:{default}:reply:$earlier" '*' id late >/dev/null
+as router hset "tf:{default}:pace:$earlier" remaining 1 >/dev/null
+same "what a run left behind is there" 2 "$(as router exists "tf:{default}:reply:$earlier" "tf:{default}:pace:$earlier")"
+"$TF" caption --redis "$client" --max-new-tokens 2 -o "$DIR/resumed.jsonl" examples/coffee.jpg examples/cat.jpg >/dev/null 2>>"$DIR/resumed.err"
+same "the next run removes it" "0 0" "$? $(as router exists "tf:{default}:reply:$earlier" "tf:{default}:pace:$earlier")"
 "$TF" submit --redis "$operator" --wait --id again "file://$PWD/examples/none.jpg" >/dev/null 2>&1
 same "an operator lists dead letters" 2 "$("$TF" dead list --redis "$operator" --json | wc -l)"
 same "puts one back" "1 put back on the queue" "$("$TF" dead retry --redis "$operator" again)"
