@@ -38,6 +38,7 @@ operator="unix://tf-operator@$DIR/redis.sock?db=0&password-file=$DIR/operator.pa
 check "a pair gets ready" until_true 30 eval '"$TF" status --redis "$client" --json | jq -e ".servers[0].model" >/dev/null'
 "$TF" submit --redis "$client" --wait --max-new-tokens 2 examples/cat.jpg "file://$PWD/examples/dogs.jpg" "file://$PWD/none.jpg" >"$DIR/wait.out" 2>"$DIR/wait.err"
 same "a client submits and waits" "3 2" "$? $(grep -c '"caption"' "$DIR/wait.out")"
+same "a client sees how many have ended" 3 "$("$TF" status --redis "$client" --json | jq '.servers[0].ended')"
 "$TF" submit --redis "$client" --id plain --max-new-tokens 2 examples/cat.jpg >/dev/null
 check "results go to the common stream" until_true 20 eval '[ "$(as client xlen "tf:{default}:results")" = 1 ]'
 same "a client reads it" plain "$(as client xrange 'tf:{default}:results' - + | sed -n 3p)"
@@ -81,10 +82,16 @@ for user in client operator; do
   denied $user DEL 'tf:{default}:jobs:1'
   denied $user ZADD 'tf:{default}:lease:encode' 1 x
   denied $user HSET 'tf:{default}:model' a b
+  for stream in jobs:0 jobs:1 results dead; do
+    denied $user XINFO STREAM "tf:{default}:$stream"
+    denied $user XINFO STREAM "tf:{default}:$stream" FULL
+  done
+  denied $user XRANGE 'tf:{default}:jobs:1' - +
   denied $user EVAL "return redis.call('DEL', 'tf:{default}:jobs:1')" 0
 done
 set +f
 denied client XDEL 'tf:{default}:dead' 1-1
 denied client XADD 'tf:{default}:control' '*' drain llm
 denied client DEL 'tf:{default}:done:x'
-denied client XRANGE 'tf:{default}:jobs:1' - +
+denied client XRANGE 'tf:{default}:dead' - +
+denied operator XRANGE 'tf:{default}:results' - +
