@@ -210,6 +210,8 @@ static tf_code turn(tf_run *self, tf_error *error) {
 tf_code tf_run_work(tf_run *self, tf_buffer *report, tf_error *error) {
   tf_code code = TF_OK;
   tf_duplicates_init(&self->duplicates);
+  for (size_t i = 0; i < self->server_count; i++)
+    tf_link_place(&self->servers[i].link, self->places[i], sizeof self->places[i]);
   while (!code && (!self->source_ended || self->pending.number || self->job_count > 0)) {
     if (tf_interrupt_count() > 0)
       code = tf_fail(error, TF_ERR_CANCELLED, "interrupted");

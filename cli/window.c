@@ -161,7 +161,7 @@ static bool has_room(const tf_run *self) {
 /* *later: it has to wait. */
 static tf_code submit_pending(tf_run *self, bool *later, tf_error *error) {
   tf_run_job *job = &self->pending;
-  job->server = tf_server_of(job->id, self->server_count);
+  job->server = tf_spread(job->id, (const char(*)[TF_DEPLOYMENT_PLACE_BYTES])self->places, self->server_count);
   tf_server *server = &self->servers[job->server];
   *later = !server->link.context || tf_now_ms() < server->submit_ms;
   if (*later) return TF_OK;

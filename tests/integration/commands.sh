@@ -220,6 +220,12 @@ tac "$DIR/many" >"$DIR/reversed"
 TOKENFLEX_REDIS=unix://$DIR/redis2.sock,unix://$DIR/redis.sock "$TF" submit - <"$DIR/reversed" >/dev/null
 check "the queue empties" until_true 20 eval '[ "$("$TF" status --json | jq "[.servers[] | .batch] | add")" = 0 ]'
 same "whatever the order of the list, an id meets its twin: no second result" 0 "$(($(r xlen 'tf:{default}:results') + $(redis-cli -s "$DIR/redis2.sock" xlen 'tf:{default}:results') - $(r --json xrange 'tf:{default}:results' - + | jq -r '.[][1][1]' | sort -u | wc -l) - $(redis-cli -s "$DIR/redis2.sock" --json xrange 'tf:{default}:results' - + | jq -r '.[][1][1]' | sort -u | wc -l)))"
+crops "$DIR/crops" 12
+run captions caption --redis "$TOKENFLEX_REDIS" --max-new-tokens 1 -o "$DIR/captions.jsonl" "$DIR/crops"
+same "caption on both servers: status 0" "0 12" "$status $(wc -l <"$DIR/captions.jsonl")"
+mapfile -t ids < <(jq -r .id "$DIR/captions.jsonl")
+run found cancel "${ids[@]}"
+same "the other commands find its jobs where it put them" 12 "$(grep -c "has its result already" "$DIR/found.out")"
 for i in 1 2 3 4 5 6; do echo "gone-$i	file://$DIR/photos/none.jpg"; done | "$TF" submit --wait - >/dev/null 2>&1
 same "dead letters of both are listed" 6 "$("$TF" dead list --json | wc -l)"
 run both dead drop --all
