@@ -147,6 +147,9 @@ static tf_code on_answer(void *context_in, const tf_answer *answer) {
   for (size_t i = 0; i < TF_RUN_JOBS_MAX; i++)
     if (self->jobs[i].number && !self->jobs[i].leader && strcmp(self->jobs[i].id, answer->id) == 0)
       return tf_tell_answer(self, &self->jobs[i], answer, context->error);
+  /* A connection that broke while it was submitted: it was added, although nobody said so. */
+  if (self->pending.number && strcmp(self->pending.id, answer->id) == 0)
+    return tf_tell_answer(self, tf_window_keep_pending(self), answer, context->error);
   return TF_OK;
 }
 

@@ -98,6 +98,8 @@ uint64_t tf_run_remaining(const tf_run *self);
 tf_code tf_window_fill(tf_run *self, bool *busy, tf_error *error);
 /* Tells the errors of the names, where there is nothing to caption. */
 tf_code tf_window_drain(tf_run *self, tf_error *error);
+/* The pending job is out: it gets a slot of the table, which is returned. */
+tf_run_job *tf_window_keep_pending(tf_run *self);
 void tf_window_free_job(tf_run_job *job);
 /* Frees the job's slot in the table. */
 void tf_window_remove(tf_run *self, tf_run_job *job);

@@ -64,6 +64,27 @@ run nobody cancel early
 same "cancel: status 0" 0 "$status"
 same "cancel says what it did" "early	asked to stop" "$(cat "$DIR/nobody.out")"
 
+# an answer to a job that nobody said was added: here the queue is full, in life the connection broke in between
+r hset 'tf:{default}:model' max_waiting 1 token_counts 4,9,16 model tiny pair_hash 1 updated_ms 9999999999999 >/dev/null
+answered() { # NAME: ends by itself once it has its answer; exit status in $status
+  until_true 10 eval "! alive $1" || stop "$1" KILL
+  wait "${PIDS[$1]:-$$}" 2>/dev/null; status=$?
+  unset "PIDS[$1]"
+}
+start full timeout 60 "$TF" submit --wait --reply full --id full examples/cat.jpg
+check "a full queue is waited for" until_true 10 grep -q "queue_full" "$DIR/full.log"
+r xadd 'tf:{default}:reply:full' '*' id full error_code internal error_message early attempts 1 >/dev/null
+answered full
+same "submit takes an answer that comes before the job is known to be added" "3 1" "$status $(grep -c '"id":"full".*"code":"internal"' "$DIR/full.log")"
+start stuck timeout 60 "$TF" caption --redis "$TOKENFLEX_REDIS" -o "$DIR/stuck.jsonl" examples/cat.jpg
+check "a run begins" until_true 10 test -s "$DIR/stuck.jsonl.run.json"
+name=$(jq -r .run "$DIR/stuck.jsonl.run.json")
+r xadd "tf:{default}:reply:$name" '*' id "$name-000001" error_code internal error_message early attempts 1 >/dev/null
+answered stuck
+same "caption, too" "3 internal" "$status $(jq -r .code "$DIR/stuck.jsonl.errors.jsonl")"
+same "and neither has put its job on the queue" 1 "$(length jobs:1)"
+r del 'tf:{default}:model' 'tf:{default}:reply:full' >/dev/null
+
 # --- a deployment
 router=ipc://$DIR/router.sock
 start router "$BUILD/tokenflex-router" --redis "$TOKENFLEX_REDIS" --bind "$router" --max-attempts 1 --health off
