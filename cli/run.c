@@ -147,6 +147,9 @@ static tf_code on_answer(void *context_in, const tf_answer *answer) {
   for (size_t i = 0; i < TF_RUN_JOBS_MAX; i++)
     if (self->jobs[i].number && !self->jobs[i].leader && strcmp(self->jobs[i].id, answer->id) == 0)
       return tf_tell_answer(self, &self->jobs[i], answer, context->error);
+  /* A connection that broke while it was submitted: it was added, although nobody said so. */
+  if (self->pending.number && strcmp(self->pending.id, answer->id) == 0)
+    return tf_tell_answer(self, tf_window_keep_pending(self), answer, context->error);
   return TF_OK;
 }
 
@@ -210,6 +213,8 @@ static tf_code turn(tf_run *self, tf_error *error) {
 tf_code tf_run_work(tf_run *self, tf_buffer *report, tf_error *error) {
   tf_code code = TF_OK;
   tf_duplicates_init(&self->duplicates);
+  for (size_t i = 0; i < self->server_count; i++)
+    tf_link_place(&self->servers[i].link, self->places[i], sizeof self->places[i]);
   while (!code && (!self->source_ended || self->pending.number || self->job_count > 0)) {
     if (tf_interrupt_count() > 0)
       code = tf_fail(error, TF_ERR_CANCELLED, "interrupted");

@@ -5,6 +5,7 @@
 #ifndef TF_CLI_RUN_H
 #define TF_CLI_RUN_H
 
+#include "cli/deployment.h"
 #include "cli/duplicates.h"
 #include "cli/output.h"
 #include "cli/pace.h"
@@ -60,7 +61,8 @@ typedef struct tf_run {
   uint64_t found;     /* of those: not done yet */
   bool total_known;
   /* The run's own. */
-  tf_run_job jobs[TF_RUN_JOBS_MAX], pending; /* pending: found, not submitted yet */
+  char places[TF_SERVERS_MAX][TF_DEPLOYMENT_PLACE_BYTES]; /* of the servers: they decide where an id belongs */
+  tf_run_job jobs[TF_RUN_JOBS_MAX], pending;              /* pending: found, not submitted yet */
   size_t job_count, job_bytes, next_server;
   uint64_t next_number, failures_shown;
   bool names_ended, source_ended; /* source_ended: the pictures to upgrade, too */
@@ -96,6 +98,8 @@ uint64_t tf_run_remaining(const tf_run *self);
 tf_code tf_window_fill(tf_run *self, bool *busy, tf_error *error);
 /* Tells the errors of the names, where there is nothing to caption. */
 tf_code tf_window_drain(tf_run *self, tf_error *error);
+/* The pending job is out: it gets a slot of the table, which is returned. */
+tf_run_job *tf_window_keep_pending(tf_run *self);
 void tf_window_free_job(tf_run_job *job);
 /* Frees the job's slot in the table. */
 void tf_window_remove(tf_run *self, tf_run_job *job);

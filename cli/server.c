@@ -6,14 +6,8 @@
 #include "common/clock.h"
 
 #include <stdio.h>
-#include <string.h>
-#include <xxhash.h>
 
 enum { RECONNECT_MS = 500, LOOK_MS = 1000 };
-
-size_t tf_server_of(const char *id, size_t count) {
-  return count > 1 ? (size_t)(XXH3_64bits(id, strlen(id)) % count) : 0;
-}
 
 tf_code tf_server_look_after(tf_server *self, const char **news, tf_error *error) {
   int64_t now_ms = tf_now_ms();

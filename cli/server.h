@@ -29,7 +29,5 @@ typedef struct tf_server {
 tf_code tf_server_look_after(tf_server *self, const char **news, tf_error *error);
 /* TF_ERR_REDIS, TF_ERR_TIMEOUT: the jobs that are out will never be answered. */
 tf_code tf_server_look_for_silence(tf_server *self, tf_error *error);
-/* Which of count servers a job belongs to: the same at any time for the same count. */
-size_t tf_server_of(const char *id, size_t count);
 
 #endif

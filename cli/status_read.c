@@ -112,16 +112,14 @@ static tf_code now_of(tf_link *link, int64_t *out, tf_error *error) {
   return TF_OK;
 }
 
-/* How many entries a stream ever got; 0 where it does not exist. */
-static tf_code ask_added(tf_link *link, const char *key, int64_t *out, tf_error *error) {
-  const char *parts[] = {"XINFO", "STREAM", key};
+/* What the routers' scripts count. XINFO STREAM could tell it too, but hands out entries: pictures and prompts. */
+static tf_code ask_ended(const tf_deployment *deployment, tf_link *link, int64_t *out, tf_error *error) {
+  char key[TF_LINK_KEY_BYTES];
   redisReply *reply;
-  *out = 0;
-  tf_code code = tf_link_command(link, 3, parts, NULL, &reply, error);
+  tf_deployment_key(deployment, "ended", key);
+  tf_code code = tf_link_ask(link, &reply, error, "GET", key, NULL);
   if (code) return code;
-  for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i + 1 < reply->elements; i += 2)
-    if (strcmp(text_of(reply->element[i]), "entries-added") == 0 && reply->element[i + 1]->type == REDIS_REPLY_INTEGER)
-      *out = reply->element[i + 1]->integer;
+  *out = strtoll(text_of(reply), NULL, 10);
   freeReplyObject(reply);
   return TF_OK;
 }
@@ -129,7 +127,6 @@ static tf_code ask_added(tf_link *link, const char *key, int64_t *out, tf_error 
 static tf_code read_depth(const tf_deployment *deployment, tf_link *link, int64_t now_ms, tf_status *out,
                           tf_error *error) {
   char now[32];
-  int64_t added[2] = {0, 0};
   snprintf(now, sizeof now, "(%lld", (long long)now_ms);
   tf_code code = tf_queue_read_depth(link, &out->depth, error);
   if (!code) code = ask_count(link, &out->interactive, error, "XLEN", link->jobs[0], NULL, NULL);
@@ -138,9 +135,7 @@ static tf_code read_depth(const tf_deployment *deployment, tf_link *link, int64_
   if (!code) code = ask_length(deployment, link, "ZCARD", "retry", &out->retrying, error);
   if (!code) code = ask_length(deployment, link, "XLEN", "results", &out->results, error);
   if (!code) code = ask_length(deployment, link, "XLEN", "dead", &out->dead, error);
-  for (size_t i = 0; !code && i < 2; i++) code = ask_added(link, link->jobs[i], &added[i], error);
-  out->ended = added[0] + added[1] - out->interactive - out->batch;
-  return code;
+  return code ? code : ask_ended(deployment, link, &out->ended, error);
 }
 
 static tf_code read_load(const tf_deployment *deployment, tf_link *link, int64_t now_ms, tf_status *out,

@@ -27,7 +27,7 @@ typedef struct tf_status {
   tf_queue_model model;
   tf_queue_depth depth;
   int64_t routers, interactive, batch, retrying, results, dead;
-  int64_t ended; /* jobs that ever ended: what was ever added less what is there; grows */
+  int64_t ended; /* entries that ever left the job streams; grows */
   /* From `tf:{Q}:load`. */
   bool load_known; /* a router wrote it within TF_STATUS_LOAD_OLD_MS */
   double arrivals_per_s, budget, target_wait_ms;

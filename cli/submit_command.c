@@ -283,7 +283,8 @@ static tf_code add_image(const submit_config *config, const char *input, job_fie
   return code;
 }
 
-/* Adds the job; waits while the queue is full or Redis is away. Meanwhile what is answered is taken. */
+/* Adds the job; waits while the queue is full or Redis is away. Meanwhile what is answered is taken, this job's answer
+ * among it: where a connection broke, the job may have been added although nobody said so. */
 static tf_code send(submission *self, const char *id, const job_fields *fields, tf_error *error) {
   int lane = strcmp(self->config->lane, "interactive") == 0 ? 0 : 1;
   tf_link *link = tf_deployment_link(&self->deployment, id);
@@ -298,8 +299,9 @@ static tf_code send(submission *self, const char *id, const job_fields *fields, 
     if (!passes) return tf_fail(error, code, "%s", why.text);
     if (!told) tf_say("%s; waiting up to %lld s", why.text, (long long)self->config->timeout_s);
     told = true;
-    if (self->waiting_count > 0 && collect_once(self, 0, &why)) return tf_fail(error, TF_ERR_REDIS, "%s", why.text);
-    if (self->waiting_count == 0) usleep(PAUSE_US);
+    tf_error ignored; /* a refusal that lasts is told by the next try */
+    if (self->waiting_count == 0 || collect_once(self, 0, &ignored)) usleep(PAUSE_US);
+    if (self->config->wait && !find_waiting(self, id)) return TF_OK;
     if (!go_on(self, &why)) return tf_fail(error, tf_interrupt_count() > 0 ? TF_ERR_CANCELLED : code, "%s", why.text);
   }
 }
@@ -312,6 +314,20 @@ static void put_submitted(submission *self, const char *id, const char *input) {
   tf_buffer_append(&line, "\n", 1);
   put_line(self, line.data, line.size);
   tf_buffer_free(&line);
+}
+
+/* Whoever waits does so before the job is sent: its answer may come sooner than the news that it was added. */
+static tf_code submit_fields(submission *self, const char *id, const char *input, const job_fields *fields,
+                             tf_error *error) {
+  bool wait = self->config->wait;
+  if (wait && keep_waiting(self, id, input)) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  tf_code code = send(self, id, fields, error);
+  waiting_job *job = code && wait ? find_waiting(self, id) : NULL;
+  if (job) forget_waiting(self, job);
+  if (code) return code;
+  self->submitted++;
+  if (!wait) put_submitted(self, id, input);
+  return TF_OK;
 }
 
 /* TF_OK also where this input can not be a job: that is told, and counted. */
@@ -330,15 +346,8 @@ static tf_code submit_one(submission *self, const char *id, const char *input, t
   tf_code own = add_image(self->config, input, &fields, &uri, &data, &why);
   if (!own && self->config->wait && find_waiting(self, id))
     own = tf_fail(&why, TF_ERR_INVALID_ARGUMENT, "this id is under way already");
-  tf_code code = own ? TF_OK : send(self, id, &fields, error);
+  tf_code code = own ? TF_OK : submit_fields(self, id, input, &fields, error);
   if (own) put_failure(self, id, input, tf_code_name(own), why.text, 0);
-  if (!own && !code) self->submitted++;
-  if (!own && !code && self->config->wait) {
-    code = keep_waiting(self, id, input);
-    if (code) tf_fail(error, code, "out of memory");
-  } else if (!own && !code) {
-    put_submitted(self, id, input);
-  }
   free(data);
   tf_buffer_free(&uri);
   if (!code && self->config->wait && self->waiting_count == WAITING_MAX) code = wait_for(self, WAITING_MAX - 1, error);
@@ -426,6 +435,8 @@ static tf_code prepare(submission *self, tf_error *error) {
   self->collectors = calloc(self->deployment.count, sizeof *self->collectors);
   if (!self->collectors) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
   code = tf_deployment_connect(&self->deployment, error);
+  for (size_t i = 0; !code && self->config->reply && i < self->deployment.count; i++)
+    code = tf_collect_shared(&self->deployment.links[i], &self->collectors[i], error);
   return code ? code : check_counts(self, error);
 }
 

@@ -7,6 +7,7 @@
 #include "cli/sidecar.h"
 #include "common/clock.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,13 +111,12 @@ static bool find_pending(tf_run *self, tf_code *code, tf_error *error) {
 
 /* -- submitting ------------------------------------------------------------------------------------------------- */
 
-static void keep_pending(tf_run *self) {
+tf_run_job *tf_window_keep_pending(tf_run *self) {
   tf_server *server = &self->servers[self->pending.server];
-  for (size_t i = 0; i < TF_RUN_JOBS_MAX; i++) {
-    if (self->jobs[i].number) continue;
-    self->jobs[i] = self->pending;
-    break;
-  }
+  size_t slot = 0;
+  while (slot < TF_RUN_JOBS_MAX && self->jobs[slot].number) slot++;
+  assert(slot < TF_RUN_JOBS_MAX); /* nothing is pending unless there is room */
+  self->jobs[slot] = self->pending;
   self->job_count++;
   self->job_bytes += self->pending.bytes;
   int64_t now_ms = tf_now_ms();
@@ -126,6 +126,7 @@ static void keep_pending(tf_run *self) {
     self->first_submit_ms = self->last_answer_ms = now_ms;
     tf_rate_add(&self->rate, now_ms, 0);
   }
+  return &self->jobs[slot];
 }
 
 /* Whether the pending picture's bytes have an answer, or are on their way to one. */
@@ -138,7 +139,7 @@ static tf_code look_for_duplicate(tf_run *self, bool *settled, tf_error *error) 
     const tf_run_job *other = &self->jobs[i];
     if (!other->number || other->leader || !tf_content_is_same(other->content, job->content)) continue;
     job->leader = other->number;
-    keep_pending(self);
+    tf_window_keep_pending(self);
     *settled = true;
     return TF_OK;
   }
@@ -161,13 +162,13 @@ static bool has_room(const tf_run *self) {
 /* *later: it has to wait. */
 static tf_code submit_pending(tf_run *self, bool *later, tf_error *error) {
   tf_run_job *job = &self->pending;
-  job->server = tf_server_of(job->id, self->server_count);
+  job->server = tf_spread(job->id, (const char(*)[TF_DEPLOYMENT_PLACE_BYTES])self->places, self->server_count);
   tf_server *server = &self->servers[job->server];
   *later = !server->link.context || tf_now_ms() < server->submit_ms;
   if (*later) return TF_OK;
   tf_code code = tf_submit(&server->link, self->record->settings, job->id, job->path, &job->bytes, error);
   if (!code) {
-    keep_pending(self);
+    tf_window_keep_pending(self);
     return TF_OK;
   }
   *later = code == TF_ERR_QUEUE_FULL || (code == TF_ERR_REDIS && !server->link.context);

@@ -38,6 +38,7 @@ operator="unix://tf-operator@$DIR/redis.sock?db=0&password-file=$DIR/operator.pa
 check "a pair gets ready" until_true 30 eval '"$TF" status --redis "$client" --json | jq -e ".servers[0].model" >/dev/null'
 "$TF" submit --redis "$client" --wait --max-new-tokens 2 examples/cat.jpg "file://$PWD/examples/dogs.jpg" "file://$PWD/none.jpg" >"$DIR/wait.out" 2>"$DIR/wait.err"
 same "a client submits and waits" "3 2" "$? $(grep -c '"caption"' "$DIR/wait.out")"
+same "a client sees how many have ended" 3 "$("$TF" status --redis "$client" --json | jq '.servers[0].ended')"
 "$TF" submit --redis "$client" --id plain --max-new-tokens 2 examples/cat.jpg >/dev/null
 check "results go to the common stream" until_true 20 eval '[ "$(as client xlen "tf:{default}:results")" = 1 ]'
 same "a client reads it" plain "$(as client xrange 'tf:{default}:results' - + | sed -n 3p)"
@@ -45,6 +46,13 @@ same "a client reads it" plain "$(as client xrange 'tf:{default}:results' - + | 
 same "a client cancels" 0 $?
 "$TF" caption --redis "$client" --max-new-tokens 2 examples/coffee.jpg >"$DIR/caption.out" 2>"$DIR/caption.err"
 same "a client captions" "0 1" "$? $(wc -l <"$DIR/caption.out")"
+"$TF" caption --redis "$client" --max-new-tokens 2 -o "$DIR/resumed.jsonl" examples/coffee.jpg >/dev/null 2>"$DIR/resumed.err"
+earlier=$(jq -r .run "$DIR/resumed.jsonl.run.json")
+as router xadd "tf:{default}:reply:$earlier" '*' id late >/dev/null
+as router hset "tf:{default}:pace:$earlier" remaining 1 >/dev/null
+same "what a run left behind is there" 2 "$(as router exists "tf:{default}:reply:$earlier" "tf:{default}:pace:$earlier")"
+"$TF" caption --redis "$client" --max-new-tokens 2 -o "$DIR/resumed.jsonl" examples/coffee.jpg examples/cat.jpg >/dev/null 2>>"$DIR/resumed.err"
+same "the next run removes it" "0 0" "$? $(as router exists "tf:{default}:reply:$earlier" "tf:{default}:pace:$earlier")"
 "$TF" submit --redis "$operator" --wait --id again "file://$PWD/examples/none.jpg" >/dev/null 2>&1
 same "an operator lists dead letters" 2 "$("$TF" dead list --redis "$operator" --json | wc -l)"
 same "puts one back" "1 put back on the queue" "$("$TF" dead retry --redis "$operator" again)"
@@ -74,10 +82,16 @@ for user in client operator; do
   denied $user DEL 'tf:{default}:jobs:1'
   denied $user ZADD 'tf:{default}:lease:encode' 1 x
   denied $user HSET 'tf:{default}:model' a b
+  for stream in jobs:0 jobs:1 results dead; do
+    denied $user XINFO STREAM "tf:{default}:$stream"
+    denied $user XINFO STREAM "tf:{default}:$stream" FULL
+  done
+  denied $user XRANGE 'tf:{default}:jobs:1' - +
   denied $user EVAL "return redis.call('DEL', 'tf:{default}:jobs:1')" 0
 done
 set +f
 denied client XDEL 'tf:{default}:dead' 1-1
 denied client XADD 'tf:{default}:control' '*' drain llm
 denied client DEL 'tf:{default}:done:x'
-denied client XRANGE 'tf:{default}:jobs:1' - +
+denied client XRANGE 'tf:{default}:dead' - +
+denied operator XRANGE 'tf:{default}:results' - +

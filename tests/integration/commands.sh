@@ -64,6 +64,27 @@ run nobody cancel early
 same "cancel: status 0" 0 "$status"
 same "cancel says what it did" "early	asked to stop" "$(cat "$DIR/nobody.out")"
 
+# an answer to a job that nobody said was added: here the queue is full, in life the connection broke in between
+r hset 'tf:{default}:model' max_waiting 1 token_counts 4,9,16 model tiny pair_hash 1 updated_ms 9999999999999 >/dev/null
+answered() { # NAME: ends by itself once it has its answer; exit status in $status
+  until_true 10 eval "! alive $1" || stop "$1" KILL
+  wait "${PIDS[$1]:-$$}" 2>/dev/null; status=$?
+  unset "PIDS[$1]"
+}
+start full timeout 60 "$TF" submit --wait --reply full --id full examples/cat.jpg
+check "a full queue is waited for" until_true 10 grep -q "queue_full" "$DIR/full.log"
+r xadd 'tf:{default}:reply:full' '*' id full error_code internal error_message early attempts 1 >/dev/null
+answered full
+same "submit takes an answer that comes before the job is known to be added" "3 1" "$status $(grep -c '"id":"full".*"code":"internal"' "$DIR/full.log")"
+start stuck timeout 60 "$TF" caption --redis "$TOKENFLEX_REDIS" -o "$DIR/stuck.jsonl" examples/cat.jpg
+check "a run begins" until_true 10 test -s "$DIR/stuck.jsonl.run.json"
+name=$(jq -r .run "$DIR/stuck.jsonl.run.json")
+r xadd "tf:{default}:reply:$name" '*' id "$name-000001" error_code internal error_message early attempts 1 >/dev/null
+answered stuck
+same "caption, too" "3 internal" "$status $(jq -r .code "$DIR/stuck.jsonl.errors.jsonl")"
+same "and neither has put its job on the queue" 1 "$(length jobs:1)"
+r del 'tf:{default}:model' 'tf:{default}:reply:full' >/dev/null
+
 # --- a deployment
 router=ipc://$DIR/router.sock
 start router "$BUILD/tokenflex-router" --redis "$TOKENFLEX_REDIS" --bind "$router" --max-attempts 1 --health off
@@ -97,6 +118,20 @@ run twin submit --wait --reply again --id kept "$DIR/photos/cat.jpg"
 same "an id that has ended is answered from before" "$(r --json xrange 'tf:{default}:results' - + | jq -r '.[0][1][3]')" "$(jq -r .caption "$DIR/twin.out")"
 check "a reply stream with a name of the user's stays" test "$(r ttl 'tf:{default}:reply:again')" -gt 0
 same "and nothing was done twice" 1 "$(length results)"
+for who in left right; do
+  start "$who" "$TF" submit --wait --reply both --id "$who" --max-new-tokens 2 --timeout-s 30 "$DIR/photos/cat.jpg"
+done
+wait "${PIDS[left]}"; left=$?; wait "${PIDS[right]}"; same "two who wait on one reply stream both get theirs" "0 0" "$left $?"
+unset "PIDS[left]" "PIDS[right]"
+same "each its own" "left right" "$(jq -r .id "$DIR/left.log" "$DIR/right.log" | xargs)"
+same "and both results are still there" 2 "$(length reply:both)"
+run first submit --wait --reply both --id twice "file://$DIR/photos/soon.jpg"
+same "a job that fails there: status 3" 3 "$status"
+cp examples/cat.jpg "$DIR/photos/soon.jpg"
+"$TF" dead retry twice >/dev/null
+check "and is put right" until_true 20 eval '[ "$(length reply:both)" = 4 ]'
+run second submit --wait --reply both --id twice "file://$DIR/photos/soon.jpg"
+same "whoever asks again gets what it is now, not the old failure" "0 twice" "$status $(jq -r 'select(.caption) | .id' "$DIR/second.out")"
 printf '\t%s\n' "$DIR/photos/cat.jpg" | "$TF" submit - 2>"$DIR/bad_list.err"
 same "a list with an empty id: status 1" 1 "${PIPESTATUS[1]}"
 check "the line is named" said bad_list "standard input, line 1"
@@ -184,9 +219,9 @@ same "drop keeps the books of images" "1 dropped 6" "$("$TF" dead drop counted) 
 run images dead retry --all --code timeout
 same "what can not be put back stays: status 3" "3 1 put back on the queue" "$status $(cat "$DIR/images.out")"
 check "it says why" eval 'said images "1 can not be tried again: their image was not kept" && said images "1 are left as they are: their id has ended again meanwhile"'
-same "retry keeps the books, too" "0" "$(r hget 'tf:{default}:dead:images' sum)"
 same "letters that are left are as they were" 2 "$("$TF" dead list --json --code timeout | wc -l)"
 check "the one with its bytes was tried again, with them" until_true 20 eval '[ "$("$TF" dead show --json counted-too | jq -r .code)" = image_unsupported ]'
+same "retry keeps the books, too: it is counted once" 6 "$(r hget 'tf:{default}:dead:images' sum)"
 "$TF" dead drop --all >/dev/null
 
 # --- drain
@@ -220,6 +255,12 @@ tac "$DIR/many" >"$DIR/reversed"
 TOKENFLEX_REDIS=unix://$DIR/redis2.sock,unix://$DIR/redis.sock "$TF" submit - <"$DIR/reversed" >/dev/null
 check "the queue empties" until_true 20 eval '[ "$("$TF" status --json | jq "[.servers[] | .batch] | add")" = 0 ]'
 same "whatever the order of the list, an id meets its twin: no second result" 0 "$(($(r xlen 'tf:{default}:results') + $(redis-cli -s "$DIR/redis2.sock" xlen 'tf:{default}:results') - $(r --json xrange 'tf:{default}:results' - + | jq -r '.[][1][1]' | sort -u | wc -l) - $(redis-cli -s "$DIR/redis2.sock" --json xrange 'tf:{default}:results' - + | jq -r '.[][1][1]' | sort -u | wc -l)))"
+crops "$DIR/crops" 12
+run captions caption --redis "$TOKENFLEX_REDIS" --max-new-tokens 1 -o "$DIR/captions.jsonl" "$DIR/crops"
+same "caption on both servers: status 0" "0 12" "$status $(wc -l <"$DIR/captions.jsonl")"
+mapfile -t ids < <(jq -r .id "$DIR/captions.jsonl")
+run found cancel "${ids[@]}"
+same "the other commands find its jobs where it put them" 12 "$(grep -c "has its result already" "$DIR/found.out")"
 for i in 1 2 3 4 5 6; do echo "gone-$i	file://$DIR/photos/none.jpg"; done | "$TF" submit --wait - >/dev/null 2>&1
 same "dead letters of both are listed" 6 "$("$TF" dead list --json | wc -l)"
 run both dead drop --all

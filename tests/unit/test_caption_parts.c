@@ -1,4 +1,4 @@
-/* Tests of cli/pace.c, cli/sidecar.c, cli/duplicates.c, cli/upgrade.c and cli/server.c.
+/* Tests of cli/pace.c, cli/sidecar.c, cli/duplicates.c and cli/upgrade.c.
  * In: words, small files. Out: times, files beside photos, lines found again, outputs merged. */
 #include <criterion/criterion.h>
 #include <fcntl.h>
@@ -12,7 +12,6 @@
 #include "cli/duplicates.h"
 #include "cli/jsonl.h"
 #include "cli/pace.h"
-#include "cli/server.h"
 #include "cli/sidecar.h"
 #include "cli/upgrade.h"
 
@@ -252,18 +251,4 @@ Test(caption_parts, what_an_upgrade_takes) {
   tf_upgrade_close(&upgrade);
   tf_output_close(&output, &problem);
   tf_past_free(&past);
-}
-
-Test(caption_parts, ids_are_spread_over_servers) {
-  size_t counts[3] = {0};
-  for (int i = 0; i < 3000; i++) {
-    char id[32];
-    snprintf(id, sizeof id, "run-%06d", i);
-    size_t server = tf_server_of(id, 3);
-    cr_assert_lt(server, 3);
-    cr_assert_eq(server, tf_server_of(id, 3));
-    cr_assert_eq(tf_server_of(id, 1), 0);
-    counts[server]++;
-  }
-  for (size_t i = 0; i < 3; i++) cr_assert_gt(counts[i], 800);
 }
