@@ -180,6 +180,17 @@ same "the others go on" "caption of waits-4" "$(field results waits-4 caption)"
 check "the workers are told" grep -q "^cancelled hold-1 cancelled" "$DIR/cw.log"
 nothing_left cancel
 down c cw
+letter() { r --json xrange "$(key dead)" - + | jq -r --arg id "$1" '.[] | select(.[1] | index($id)) | .[0]'; }
+put_back() { r --eval router/lua/retry.lua "$(key dead)" "$(key jobs:0)" "$(key jobs:1)" , "tf:{$Q}:" 1 "$(letter "$1")"; }
+same "cancelled jobs are put back" "retried retried" "$(put_back hold-1) $(put_back hold-2)"
+r xadd "$(key cancel)" '*' id hold-2 >/dev/null
+router c2
+worker cw2 c2 "$HASH" 2 eager
+check "another router ends them" until_true 10 all_done
+once put_back hold-1 hold-2 waits-3 waits-4
+same "what was asked before counts no more, what is asked since does" "caption of hold-1 cancelled" "$(field results hold-1 caption) $(field dead hold-2 error_code)"
+nothing_left put_back
+down c2 cw2
 
 scenario router_killed
 router k1
