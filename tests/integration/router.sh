@@ -246,6 +246,22 @@ same "its neighbours paid nothing" "1 1 1 1 1 1 1" "$(for i in 1 2 3 4 5 6 7; do
 nothing_left worker_killed
 down p pw
 
+scenario llm_drained
+router o
+worker ow o
+job keep-1; job hold-1; job drain-1
+check "an LLM says that it goes" until_true 10 started ow drain-1
+check "what it has no tensor of goes back at once" until_true 10 grep -q "^cancelled hold-1 worker_draining" "$DIR/ow.log"
+same "what it has stays" 0 "$(grep -c '^cancelled keep-1' "$DIR/ow.log")"
+down ow
+worker ow2 o "$HASH" 8 eager
+check "another pair does all" until_true 20 all_done
+once llm_drained keep-1 hold-1 drain-1
+same "at no cost" "1 1 1" "$(for id in keep hold drain; do json "$id-1" .attempt; done | xargs)"
+same "and none was a suspect" 0 "$(grep -c ' alone$' "$DIR/ow2.log")"
+nothing_left llm_drained
+down o ow2
+
 scenario suspects_of_two
 router q1; router q2
 keep_both() { while :; do "$fake" "ipc://$DIR/q1.sock,ipc://$DIR/q2.sock" "sw$((n = n + 1))" 2>&1; done; }
