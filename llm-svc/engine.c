@@ -256,6 +256,7 @@ static void drop_sequence(tf_engine *self, sequence *one) {
 bool tf_engine_cancel(tf_engine *self, uint64_t handle) {
   sequence *one = find_sequence(self, handle);
   if (one == NULL) return false;
+  tf_kv_clear(self->kv, &one->table); /* nobody knows whether its values were finite */
   drop_sequence(self, one);
   return true;
 }
@@ -302,6 +303,7 @@ static void finish_sequence(tf_engine *self, sequence *one, tf_finish_reason rea
 
 static void fail_sequence(tf_engine *self, sequence *one, const tf_error *error) {
   add_event(self, TF_ENGINE_FAILED, one, error->text, strlen(error->text))->code = error->code;
+  tf_kv_clear(self->kv, &one->table);
   drop_sequence(self, one);
 }
 

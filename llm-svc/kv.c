@@ -5,6 +5,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 enum { PART_ALIGN = 64 };
@@ -74,6 +75,11 @@ bool tf_kv_reserve(tf_kv *self, uint32_t tokens, tf_kv_table *table) {
   for (uint32_t i = 0; i < wanted; i++) table->blocks[i] = self->free[--self->free_count];
   table->count = wanted;
   return true;
+}
+
+void tf_kv_clear(tf_kv *self, const tf_kv_table *table) {
+  for (uint32_t i = 0; i < table->count; i++)
+    memset(self->memory + table->blocks[i] * self->block_bytes, 0, self->block_bytes);
 }
 
 void tf_kv_release(tf_kv *self, tf_kv_table *table) {

@@ -55,6 +55,7 @@ struct tf_llm_service {
   } alone;
   uint32_t context_tokens_max; /* of one sequence, within the cache */
   uint32_t batch_max;          /* sequences that run at once */
+  uint32_t cache_tokens;       /* of all sequences together */
   XXH128_hash_t recent[RECENT_MAX];
   size_t recent_at;
   int timer;
@@ -496,6 +497,7 @@ static void measure(void *context, tf_pong *pong) {
   if (tf_llm_compute_times(self->compute, model->token_counts, count, pong->service.ms, pong->latency.ms))
     pong->service.count = pong->latency.count = count;
   pong->kv_tokens = tf_llm_compute_kv_tokens(self->compute);
+  pong->kv_tokens_max = self->cache_tokens;
   pong->batch_max = self->batch_max;
 }
 
@@ -561,6 +563,7 @@ tf_code tf_llm_service_new(const tf_llm_service_config *config, tf_llm_service *
   self->context_tokens_max = tf_engine_context_tokens_max(config->engine);
   tf_engine_load_now capacity = tf_engine_load_state(config->engine); /* before the compute thread owns the engine */
   self->batch_max = capacity.sequences_max;
+  self->cache_tokens = capacity.kv_tokens_max;
   if (self->context_tokens_max > capacity.kv_tokens_max) self->context_tokens_max = capacity.kv_tokens_max;
   make_metrics(self);
   tf_code code = self->jobs != NULL ? TF_OK : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the service");

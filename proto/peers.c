@@ -286,7 +286,6 @@ static void on_ping(peer *self, const tf_ping *ping, int64_t now_ms) {
   config->measure(config->context, &message.u.pong);
   message.u.pong.sequence = ping->sequence;
   message.u.pong.jobs_max = config->jobs_max;
-  message.u.pong.kv_tokens_max = config->kv_tokens_max;
   for (size_t i = 0; i < self->owner->count; i++) message.u.pong.jobs += self->owner->items[i].outstanding;
   tf_error error;
   (void)tf_wire_send(self->socket, NULL, 0, &message, NULL, &error); /* the next PING asks again */

@@ -26,11 +26,12 @@ enum {
 typedef struct tf_peers_config {
   tf_hello hello;          /* strings are borrowed and must outlive the peers */
   uint32_t jobs_max;       /* job slots of this worker, shared out over the live routers */
-  uint32_t kv_tokens_max;  /* LLM: shared likewise; 0: an encoder */
+  uint32_t kv_tokens_max;  /* LLM: of the windows, shared likewise; 0: an encoder */
   int64_t peer_timeout_ms; /* silence after which a router counts as gone */
   /* Gets every JOB and CANCEL. To keep the message take it and set *message = NULL; free with tf_peers_message_free. */
   void (*on_message)(void *context, tf_message **message);
-  /* Asks for a PONG: times (parallel to hello.token_counts), batch_max and, of an LLM, kv_tokens; all zero before. */
+  /* Asks for a PONG: times (parallel to hello.token_counts), batch_max and, of an LLM, the KV cache's
+   * kv_tokens and kv_tokens_max; all zero before. */
   void (*measure)(void *context, tf_pong *pong);
   void (*on_drain)(void *context); /* a router says: finish and exit. At most once, and never while draining */
   void *context;

@@ -114,7 +114,7 @@ static void free_image(void *data, void *hint) {
 static void send_job(tf_dispatch *self, tf_router_job *job) {
   tf_worker *encoder = tf_workers_find(self->parts.workers, job->encoder);
   const tf_worker *llm = tf_workers_find(self->parts.workers, job->llm);
-  if (!encoder || !llm) {
+  if (!encoder || !llm || llm->draining) {
     fail(self, job, TF_FAIL_FREE, TF_ERR_WORKER_LOST, "the worker went before the job was sent");
     return;
   }
@@ -479,11 +479,11 @@ static bool is_at(const tf_router_job *job, const tf_worker *worker) {
 }
 
 /* A job that the worker held alone may be what killed it. Of others nobody knows, as other routers may have had jobs
- * there too: they are tried alone. */
+ * there too: they are tried alone. A worker that had said that it would go was killed by none of them. */
 static tf_fail_mode mode_of_loss(const tf_router_job *job, const tf_worker *worker) {
   bool alone =
       (job->encoder == worker->serial && job->alone_at_encoder) || (job->llm == worker->serial && job->alone_at_llm);
-  return alone ? TF_FAIL_COUNT : TF_FAIL_SUSPECT;
+  return alone ? TF_FAIL_COUNT : worker->draining ? TF_FAIL_FREE : TF_FAIL_SUSPECT;
 }
 
 static void give_back_jobs(tf_dispatch *self, const tf_worker *worker, bool lost, const char *what) {
@@ -512,6 +512,16 @@ void tf_dispatch_worker_lost(tf_dispatch *self, const tf_worker *worker) {
   tf_metric_add(self->parts.stats->workers_lost, 1);
   tf_log_warn("worker_lost", TF_STR("role", role), TF_STR("instance", worker->instance), TF_INT("jobs", in_hand));
   give_back_jobs(self, worker, true, "died or was cut off");
+}
+
+void tf_dispatch_llm_drains(tf_dispatch *self, const tf_worker *llm) {
+  tf_router_job *next;
+  for (tf_router_job *job = tf_jobs_first(self->parts.jobs); job; job = next) {
+    next = job->next;
+    if (job->state != TF_JOB_ENCODING || job->llm != llm->serial) continue;
+    stop_workers(self, job, TF_ERR_WORKER_DRAINING);
+    fail(self, job, TF_FAIL_FREE, TF_ERR_WORKER_DRAINING, "the LLM is shutting down");
+  }
 }
 
 void tf_dispatch_worker_moved(tf_dispatch *self, const tf_worker *worker) {

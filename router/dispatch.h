@@ -36,9 +36,11 @@ void tf_dispatch_place(tf_dispatch *self);
 void tf_dispatch_message(tf_dispatch *self, const tf_worker *from, const tf_message *message);
 /* Sends the stage changes of the messages taken in since the last call: once after each batch. */
 void tf_dispatch_flush(tf_dispatch *self);
-/* The worker is gone: its jobs are tried again, alone; it counts against one that it held alone. The caller removes the
- * record after. */
+/* The worker is gone: its jobs are tried again, alone, or at no cost where it had said that it would go; it counts
+ * against one that it held alone. The caller removes the record after. */
 void tf_dispatch_worker_lost(tf_dispatch *self, const tf_worker *worker);
+/* The LLM has said that it goes: jobs whose tensors it does not have yet go back at no cost; it ends the others. */
+void tf_dispatch_llm_drains(tf_dispatch *self, const tf_worker *llm);
 /* The worker has a new connection: messages may have been lost, its jobs go back at no cost. */
 void tf_dispatch_worker_moved(tf_dispatch *self, const tf_worker *worker);
 /* Ends every job with this id as cancelled, at the workers too. */

@@ -93,6 +93,12 @@ static void on_hello(tf_router *self, const tf_message *message) {
   tf_control_hello(self->control, worker);
 }
 
+static void on_window(tf_router *self, tf_worker *from, const tf_window *window) {
+  bool drained = from->draining;
+  tf_workers_window(from, window);
+  if (from->draining && !drained && from->role == TF_ROLE_LLM) tf_dispatch_llm_drains(self->dispatch, from);
+}
+
 static void on_message(tf_router *self, const tf_message *message) {
   if (message->type == TF_MESSAGE_HELLO) {
     on_hello(self, message);
@@ -112,7 +118,7 @@ static void on_message(tf_router *self, const tf_message *message) {
     tf_dispatch_message(self->dispatch, from, message);
     return;
   case TF_MESSAGE_WINDOW:
-    if (from) tf_workers_window(from, &message->u.window);
+    if (from) on_window(self, from, &message->u.window);
     break;
   case TF_MESSAGE_PONG:
     if (from) tf_workers_pong(from, &message->u.pong);

@@ -15,7 +15,8 @@ enum {
   CANCELS_PER_READ = 100,
   SWEEP_MS_MIN = 1000,
   TIMERS = 4,
-  CURSOR_BYTES = 48
+  CURSOR_BYTES = 48,
+  CANCEL_OUTDATED = 2 /* cancel.lua: the job was put back on the queue after the request */
 };
 
 struct tf_upkeep {
@@ -143,6 +144,7 @@ typedef struct cancellation {
   struct {
     char id[TF_ID_BYTES_MAX];
     size_t size;
+    char asked[CURSOR_BYTES]; /* stream id of the request */
   } ids[CANCELS_PER_READ];
 } cancellation;
 
@@ -151,16 +153,20 @@ static void on_marked(void *context, const redisReply *reply) {
   tf_upkeep *self = done->owner;
   self->reading_cancels = false;
   if (reply) memcpy(self->cancel_cursor, done->cursor, sizeof self->cancel_cursor); /* else: read again */
-  for (size_t i = 0; reply && i < done->count; i++)
+  for (size_t i = 0; reply && i < done->count; i++) {
+    const redisReply *mark = reply->type == REDIS_REPLY_ARRAY && i < reply->elements ? reply->element[i] : NULL;
+    if (mark && mark->type == REDIS_REPLY_INTEGER && mark->integer == CANCEL_OUTDATED) continue;
     tf_dispatch_cancel(self->parts.dispatch, done->ids[i].id, done->ids[i].size);
+  }
   free(done);
 }
 
-static void add_cancel(cancellation *made, const redisReply *fields) {
+static void add_cancel(cancellation *made, const char *asked, const redisReply *fields) {
   for (size_t i = 0; fields->type == REDIS_REPLY_ARRAY && i + 1 < fields->elements; i += 2) {
     const redisReply *name = fields->element[i], *id = fields->element[i + 1];
     if (name->len != 2 || memcmp(name->str, "id", 2) != 0 || id->len == 0 || id->len > TF_ID_BYTES_MAX) continue;
     memcpy(made->ids[made->count].id, id->str, id->len);
+    snprintf(made->ids[made->count].asked, sizeof made->ids[made->count].asked, "%s", asked);
     made->ids[made->count++].size = id->len;
     return;
   }
@@ -182,10 +188,13 @@ static void on_cancels_read(void *context, const redisReply *reply) {
   for (size_t i = 0; i < entries->elements && made->count < CANCELS_PER_READ; i++) {
     const redisReply *entry = entries->element[i];
     if (entry->elements != 2 || entry->element[0]->len >= sizeof made->cursor) continue;
-    add_cancel(made, entry->element[1]);
+    add_cancel(made, entry->element[0]->str, entry->element[1]);
     snprintf(made->cursor, sizeof made->cursor, "%s", entry->element[0]->str);
   }
-  for (size_t i = 0; i < made->count; i++) tf_arguments_add_bytes(&self->arguments, made->ids[i].id, made->ids[i].size);
+  for (size_t i = 0; i < made->count; i++) {
+    tf_arguments_add_bytes(&self->arguments, made->ids[i].id, made->ids[i].size);
+    tf_arguments_add(&self->arguments, made->ids[i].asked);
+  }
   if (made->count > 0) {
     self->reading_cancels = tf_scripts_call(self->parts.scripts, TF_SCRIPT_CANCEL, &self->arguments, on_marked, made);
     if (!self->reading_cancels) free(made); /* the cursor stays: read again */

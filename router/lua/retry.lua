@@ -6,6 +6,7 @@
 local DEAD, PREFIX, lane = KEYS[1], ARGV[1], ARGV[2]
 local JOBS = {['0'] = KEYS[2], ['1'] = KEYS[3]}
 local IMAGES = PREFIX .. 'dead:images'
+local UNCANCELLED_KEPT_MS = 660000 -- longer than the routers keep requests to cancel
 if #KEYS ~= 3 or (lane ~= 'drop' and not JOBS[lane]) then
   return redis.error_reply('invalid_argument retry.lua takes 3 keys, the prefix, a lane or "drop", and stream ids')
 end
@@ -59,6 +60,11 @@ local function retry(sid, letter)
       return 'ended'
     end
   end
+  -- Routers that start later read old requests to cancel this id again: those count no more.
+  local t = redis.call('TIME')
+  local now_ms = string.format('%.0f', tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000))
+  redis.call('SET', PREFIX .. 'uncancelled:' .. id, now_ms, 'PX', UNCANCELLED_KEPT_MS)
+  redis.call('DEL', PREFIX .. 'cancelled:' .. id)
   redis.call('XADD', JOBS[lane], '*', 'id', id, unpack(fields))
   for _, key in ipairs(mine) do redis.call('DEL', key) end
   remove(sid)

@@ -2,8 +2,8 @@
  * In: ROUTER-ENDPOINT[,ENDPOINT...] NAME [PAIR-HASH [SLOTS [eager]]]; jobs, whose ids say what to do. Out: STAGE,
  * RESULT, FAILURE. Ids: fail-CODE-*; full-*: WORKER_FULL once; die-*: exits; hold-*: no answer, unless eager; slow-*:
  * after 1.5 s; short-*: after 0.1 s; twice-*: RESULT twice; late-*: a second RESULT 1.5 s later; stale-*: FAILURE of
- * another attempt first; garbage-*: malformed frames first; others at once. A job alone waits until it is the only one.
- */
+ * another attempt first; garbage-*: malformed frames first; keep-*: STAGE and no more, drain-*: the LLM says that it
+ * goes (both unless eager); others at once. A job alone waits until it is the only one. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +37,7 @@ typedef struct fake {
   const char *name, *pair_hash;
   uint32_t slots;
   bool eager; /* answers what it should hold */
+  bool llm_drains;
   uint64_t epoch;
   int64_t hello_ms, heard_ms;
   enum { NOBODY, PARKED, ANNOUNCED, RUNNING } alone_state;
@@ -71,8 +72,10 @@ static void say_hello(fake *self, int router, int role) {
 static void send_window(fake *self, int router, int role) {
   uint32_t slots = self->alone_state == NOBODY ? self->slots : 0;
   tf_message message = {.type = TF_MESSAGE_WINDOW};
-  message.u.window =
-      (tf_window){.epoch = ++self->epoch, .jobs_max = slots, .kv_tokens_max = role == LLM ? slots * 1024 : 0};
+  bool drains = role == LLM && self->llm_drains;
+  if (drains) slots = 0;
+  message.u.window = (tf_window){
+      .epoch = ++self->epoch, .jobs_max = slots, .kv_tokens_max = role == LLM ? slots * 1024 : 0, .draining = drains};
   send_message(self, router, role, &message);
 }
 
@@ -146,6 +149,11 @@ static void let_go(fake *self, const answer *about) {
 static void work(fake *self, answer about) {
   if (starts_with(about.id, "die-")) _exit(9);
   if (starts_with(about.id, "hold-") && !self->eager) return;
+  if (starts_with(about.id, "drain-") && !self->eager) {
+    self->llm_drains = true;
+    send_windows(self);
+    return;
+  }
   if (starts_with(about.id, "fail-")) {
     char code[64];
     snprintf(code, sizeof code, "%.*s", (int)strcspn(about.id + 5, "-"), about.id + 5);
@@ -164,6 +172,7 @@ static void work(fake *self, answer about) {
     zmq_send(self->sockets[about.from][LLM], "", 0, 0);
   }
   send_stage(self, &about, ENCODER, false);
+  if (starts_with(about.id, "keep-") && !self->eager) return;
   about.twice = starts_with(about.id, "twice-");
   later(self, about, starts_with(about.id, "slow-") ? SLOW_MS : starts_with(about.id, "short-") ? SHORT_MS : 0);
   about.alone = false;

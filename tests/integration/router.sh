@@ -180,6 +180,17 @@ same "the others go on" "caption of waits-4" "$(field results waits-4 caption)"
 check "the workers are told" grep -q "^cancelled hold-1 cancelled" "$DIR/cw.log"
 nothing_left cancel
 down c cw
+letter() { r --json xrange "$(key dead)" - + | jq -r --arg id "$1" '.[] | select(.[1] | index($id)) | .[0]'; }
+put_back() { r --eval router/lua/retry.lua "$(key dead)" "$(key jobs:0)" "$(key jobs:1)" , "tf:{$Q}:" 1 "$(letter "$1")"; }
+same "cancelled jobs are put back" "retried retried" "$(put_back hold-1) $(put_back hold-2)"
+r xadd "$(key cancel)" '*' id hold-2 >/dev/null
+router c2
+worker cw2 c2 "$HASH" 2 eager
+check "another router ends them" until_true 10 all_done
+once put_back hold-1 hold-2 waits-3 waits-4
+same "what was asked before counts no more, what is asked since does" "caption of hold-1 cancelled" "$(field results hold-1 caption) $(field dead hold-2 error_code)"
+nothing_left put_back
+down c2 cw2
 
 scenario router_killed
 router k1
@@ -234,6 +245,22 @@ same "the poison job is dead after three deaths alone" "worker_lost 3" "$(field 
 same "its neighbours paid nothing" "1 1 1 1 1 1 1" "$(for i in 1 2 3 4 5 6 7; do json "short-$i" .attempt; done | tr '\n' ' ' | sed 's/ $//')"
 nothing_left worker_killed
 down p pw
+
+scenario llm_drained
+router o
+worker ow o
+job keep-1; job hold-1; job drain-1
+check "an LLM says that it goes" until_true 10 started ow drain-1
+check "what it has no tensor of goes back at once" until_true 10 grep -q "^cancelled hold-1 worker_draining" "$DIR/ow.log"
+same "what it has stays" 0 "$(grep -c '^cancelled keep-1' "$DIR/ow.log")"
+down ow
+worker ow2 o "$HASH" 8 eager
+check "another pair does all" until_true 20 all_done
+once llm_drained keep-1 hold-1 drain-1
+same "at no cost" "1 1 1" "$(for id in keep hold drain; do json "$id-1" .attempt; done | xargs)"
+same "and none was a suspect" 0 "$(grep -c ' alone$' "$DIR/ow2.log")"
+nothing_left llm_drained
+down o ow2
 
 scenario suspects_of_two
 router q1; router q2

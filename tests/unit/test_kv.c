@@ -1,6 +1,7 @@
 /* The cache's blocks. In: reservations and releases, random ones too. Out: no block in two hands, none lost, the same
  * memory used again, sizes that do not fit refused. */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,6 +55,30 @@ Test(kv, parts_do_not_overlap) {
         cr_assert_eq(((float *)tf_kv_keys(self, layer, block))[i], (float)(block * 100 + layer * 10));
         cr_assert_eq(((float *)tf_kv_values(self, layer, block))[i], (float)(block * 100 + layer * 10 + 1));
       }
+  tf_kv_free(&self);
+}
+
+Test(kv, cleared_blocks_are_zero_and_no_others) {
+  enum { LAYERS = 2, WIDTH = 4, FLOATS = TF_KV_BLOCK_TOKENS * WIDTH };
+  tf_kv *self = make(LAYERS, WIDTH, 5);
+  tf_kv_table a = {0}, b = {0};
+  cr_assert(tf_kv_reserve(self, 2 * TF_KV_BLOCK_TOKENS, &a) && tf_kv_reserve(self, 3 * TF_KV_BLOCK_TOKENS, &b));
+  for (uint32_t block = 0; block < 5; block++)
+    for (uint32_t layer = 0; layer < LAYERS; layer++)
+      for (int i = 0; i < FLOATS; i++)
+        ((float *)tf_kv_keys(self, layer, block))[i] = ((float *)tf_kv_values(self, layer, block))[i] = NAN;
+  tf_kv_clear(self, &a);
+  for (uint32_t block = 0; block < 5; block++) {
+    bool cleared = block == a.blocks[0] || block == a.blocks[1];
+    for (uint32_t layer = 0; layer < LAYERS; layer++)
+      for (int i = 0; i < FLOATS; i++) {
+        cr_assert_eq(((float *)tf_kv_keys(self, layer, block))[i] == 0, cleared);
+        cr_assert_eq(((float *)tf_kv_values(self, layer, block))[i] == 0, cleared);
+      }
+  }
+  tf_kv_release(self, &a);
+  tf_kv_release(self, &b);
+  tf_kv_clear(self, &b); /* an empty table has nothing to clear */
   tf_kv_free(&self);
 }
 

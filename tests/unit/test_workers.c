@@ -311,6 +311,7 @@ static void expect_times(pair *self, const fake_peer *from) {
     cr_expect(pong->latency.ms[i] > 0 && pong->latency.ms[i] < 60000, "%g", (double)pong->latency.ms[i]);
   }
   cr_expect(pong->jobs_max > 0 && pong->batch_max > 0);
+  cr_expect_eq(pong->kv_tokens_max, from == &self->llm_peer ? 1024u : 0u, "the cache, not the wider window");
   tf_message_clear(&got);
 }
 
