@@ -221,7 +221,7 @@ same "what can not be put back stays: status 3" "3 1 put back on the queue" "$st
 check "it says why" eval 'said images "1 can not be tried again: their image was not kept" && said images "1 are left as they are: their id has ended again meanwhile"'
 same "letters that are left are as they were" 2 "$("$TF" dead list --json --code timeout | wc -l)"
 check "the one with its bytes was tried again, with them" until_true 20 eval '[ "$("$TF" dead show --json counted-too | jq -r .code)" = image_unsupported ]'
-same "retry keeps the books, too: it is counted once" 6 "$(r hget 'tf:{default}:dead:images' sum)"
+same "the books count its new letter, not the old one" 6 "$(r hget 'tf:{default}:dead:images' sum)"
 "$TF" dead drop --all >/dev/null
 
 # --- drain
