@@ -95,6 +95,15 @@ static tf_code check_words(caption *self, const char **names, size_t name_count)
   return code;
 }
 
+/* The page comes last, but what stands in its place is looked at first. */
+static tf_code check_page(caption *self) {
+  char *target = NULL;
+  if (!self->config.report) return TF_OK;
+  tf_code code = tf_page_target(self->config.report, self->config.output, &target, &self->error);
+  free(target);
+  return code;
+}
+
 static void fill_settings(caption *self) {
   const tf_caption_config *config = &self->config;
   static char place[400];
@@ -393,7 +402,8 @@ static void write_page(const caption *self, const char *output, tf_code *code, t
                          .threads = (int)self->config.threads,
                          .max_pixels = self->config.max_pixels};
   *code = tf_page_write(&page, &counts, why);
-  if (!*code && !self->config.quiet) fprintf(stderr, "report: %s\n", page.page);
+  if (!*code && !self->config.quiet)
+    fprintf(stderr, "report: %s\n", strcmp(page.page, "-") == 0 ? "standard output" : page.page);
 }
 
 static int close_run(caption *self, tf_code code) {
@@ -429,7 +439,7 @@ static int complain(const caption *self) {
 }
 
 static int run_caption(caption *self, const char **names, size_t name_count) {
-  if (check_words(self, names, name_count)) return complain(self);
+  if (check_words(self, names, name_count) || check_page(self)) return complain(self);
   if (!has_deployment(self)) {
     if (tf_model_dir_open(self->config.model, &self->model, &self->error)) {
       tf_say("%s", self->error.text);

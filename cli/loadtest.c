@@ -17,6 +17,7 @@
 #include "cli/ready.h"
 #include "cli/simulate.h"
 #include "cli/submit.h"
+#include "cli/target.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "tensor/model_dir.h"
@@ -75,6 +76,7 @@ typedef struct loadtest {
   tf_arrivals arrivals;
   tf_recorded trace;
   char name[48];
+  char *record;             /* where the record goes; NULL: none is wanted */
   char *photos[PHOTOS_MAX]; /* absolute paths; owned */
   size_t photo_count;
   job *jobs; /* [JOBS_MAX] */
@@ -127,6 +129,11 @@ static tf_code plan_arrivals(loadtest *self) {
   tf_code code = tf_simulate_arrivals(&options, &self->trace, &config, &self->error);
   if (code == TF_OK) tf_arrivals_start(&self->arrivals, &config, (uint64_t)from->seed);
   return code;
+}
+
+static tf_code check_record(loadtest *self) {
+  static const tf_file_kind kind = {"a record of tokenflex loadtest", "{\"arrived_s\":", NULL};
+  return self->options.record ? tf_target_check(self->options.record, &kind, NULL, &self->record, &self->error) : TF_OK;
 }
 
 static void make_name(loadtest *self) {
@@ -258,8 +265,8 @@ static tf_code work(loadtest *self) {
 /* --- What is told --- */
 
 static tf_code write_record(loadtest *self) {
-  FILE *file = fopen(self->options.record, "w");
-  if (!file) return tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->options.record, strerror(errno));
+  FILE *file = fopen(self->record, "w");
+  if (!file) return tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->record, strerror(errno));
   for (size_t i = 0; i < self->submitted; i++) {
     const job *one = &self->jobs[i];
     fprintf(file, "{\"arrived_s\":%.4f", one->arrived_s);
@@ -270,7 +277,7 @@ static tf_code write_record(loadtest *self) {
   }
   bool well = !ferror(file);
   well = fclose(file) == 0 && well;
-  return well ? TF_OK : tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->options.record, strerror(errno));
+  return well ? TF_OK : tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->record, strerror(errno));
 }
 
 static tf_code tell(loadtest *self) {
@@ -304,7 +311,8 @@ static tf_code tell(loadtest *self) {
 
 static int run(loadtest *self, const char *const *names, size_t count) {
   make_name(self);
-  tf_code code = find_photos(self, names, count);
+  tf_code code = check_record(self);
+  if (code == TF_OK) code = find_photos(self, names, count);
   if (code == TF_OK) code = plan_arrivals(self);
   if (code == TF_OK) {
     tf_interrupt_setup();
@@ -312,7 +320,7 @@ static int run(loadtest *self, const char *const *names, size_t count) {
   }
   if (code == TF_OK) code = work(self);
   /* What was measured until then is told in any case. */
-  if (self->submitted > 0 && self->options.record) {
+  if (self->submitted > 0 && self->record) {
     tf_code written = write_record(self);
     if (code == TF_OK) code = written;
   }
@@ -351,6 +359,7 @@ int tf_loadtest_main(int argc, char **argv) {
   if (self) {
     for (size_t i = 0; i < self->photo_count; i++) free(self->photos[i]);
     tf_recorded_free(&self->trace);
+    free(self->record);
     free(self->jobs);
   }
   free(self);

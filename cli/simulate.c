@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "cli/command.h"
+#include "cli/replace.h"
+#include "cli/target.h"
 
 enum { TEXT_BYTES_MAX = 16 << 20 };
 
@@ -61,21 +63,27 @@ static const tf_program program = {
     .option_count = sizeof table / sizeof *table,
 };
 
+static tf_code check_plot(const char *path, char **target, tf_error *error) {
+  static const tf_file_kind kind = {"a plot of tokenflex", "<svg xmlns=", "<style>.g{stroke:#e3e3e3}"}; /* cli/plot.c */
+  return tf_target_check(path, &kind, NULL, target, error);
+}
+
 static tf_code write_file(const char *path, const tf_buffer *text, tf_error *error) {
-  FILE *file = fopen(path, "w");
-  if (!file) return tf_fail(error, TF_ERR_IO, "%s: %s", path, strerror(errno));
-  bool well = fwrite(text->data, 1, text->size, file) == text->size;
-  well = fclose(file) == 0 && well;
-  return well ? TF_OK : tf_fail(error, TF_ERR_IO, "%s: %s", path, strerror(errno));
+  tf_replace file;
+  tf_code code = tf_replace_begin(&file, path, error);
+  if (!code) code = tf_replace_write(&file, text->data, text->size, error);
+  if (!code) code = tf_replace_commit(&file, NULL, error);
+  tf_replace_end(&file);
+  return code;
 }
 
 static tf_code draw(const tf_simulate_options *options, const tf_simulation *config, const tf_simulate_row *rows,
-                    size_t count, tf_error *error) {
+                    size_t count, const char *target, tf_error *error) {
   tf_buffer text;
   tf_buffer_init(&text, TEXT_BYTES_MAX);
   const char *title = options->title ? options->title : "tokenflex simulate";
   bool well = tf_simulate_plot(config, title, rows, count, &text) && !text.overflow;
-  tf_code code = well ? write_file(options->plot, &text, error)
+  tf_code code = well ? write_file(target, &text, error)
                       : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "--plot: there is too little or too much to draw");
   tf_buffer_free(&text);
   return code;
@@ -142,12 +150,15 @@ int tf_simulate_main(int argc, char **argv) {
   size_t count = 0;
   code = config ? tf_simulate_setup(&options, &recorded, config, &error)
                 : tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  char *plot = NULL;
+  if (code == TF_OK && options.plot) code = check_plot(options.plot, &plot, &error);
   if (code == TF_OK) code = run_all(&options, config, &recorded, rows, &count, &error);
   if (code == TF_OK) code = print(&options, config, rows, count, &error);
-  if (code == TF_OK && options.plot) code = draw(&options, config, rows, count, &error);
+  if (code == TF_OK && plot) code = draw(&options, config, rows, count, plot, &error);
   if (code != TF_OK) tf_say("%s", error.text);
   for (size_t i = 0; i < TF_SIMULATE_RULES_MAX; i++) tf_sim_result_free(&rows[i].result);
   tf_recorded_free(&recorded);
+  free(plot);
   free(config);
   return code == TF_OK ? TF_EXIT_OK : code == TF_ERR_INVALID_ARGUMENT ? TF_EXIT_USAGE : TF_EXIT_FAILED;
 }

@@ -118,6 +118,37 @@ check "the message names the file" said broken_model "llm.gguf"
 check "no output is left of a run that never began" test ! -e "$DIR/never.jsonl"
 check "nothing is left behind by all of these" nothing_left
 
+# --- a report, a plot or a record replaces its own kind alone
+cd "$DIR" || exit 1
+caption paged "$DIR/photos/cat.jpg" -o paged.jsonl --report page.html
+same "a page" "0 1" "$status $(grep -c 'name="generator" content="tokenflex"' page.html)"
+echo "mine" >mine.html; cp "$DIR/photos/cat.jpg" photo.jpg; : >empty.html; mkfifo page.fifo
+ln -s page.html link.html; ln -s page.fifo fifo.html; ln -s nowhere dangling.html; ln paged.jsonl hard.jsonl
+keeps() { # WHAT WANTED COMMAND...: status 2, one line that has WANTED
+  local what=$1 wanted=$2; shift 2
+  timeout -k 5 60 "$TF" "$@" >keeps.out 2>keeps.err </dev/null
+  same "$what: status 2" 2 $?
+  check "$what: the message" grep -qF -- "$wanted" keeps.err
+}
+for name in mine.html photo.jpg page.fifo fifo.html dangling.html paged.jsonl ./paged.jsonl.run.json paged.jsonl.errors.jsonl hard.jsonl; do
+  keeps "report -o $name" "$name" report paged.jsonl -o "$name"
+done
+keeps "report into no folder" "the folder $DIR/gone is missing" report paged.jsonl -o "$DIR/gone/page.html"
+keeps "caption --report over a photo" "photo.jpg exists" caption photo.jpg -o fresh.jsonl --report photo.jpg
+keeps "caption --report over its own lines" "holds the captions' lines" caption photo.jpg -o fresh.jsonl --report "$DIR/none/../fresh.jsonl"
+keeps "caption --report into no folder" "the folder gone is missing" caption photo.jpg -o fresh.jsonl --report gone/page.html
+keeps "simulate --plot over a photo" "photo.jpg exists" simulate -d 10 --plot photo.jpg
+keeps "loadtest --record over a photo" "photo.jpg exists" loadtest -d 1 --record photo.jpg photo.jpg
+check "the run was not even begun" test ! -e fresh.jsonl
+same "what was there is unharmed" "mine 1 1" "$(cat mine.html) $(wc -l <paged.jsonl) $(cmp photo.jpg "$DIR/photos/cat.jpg" && echo 1)"
+check "as what it was" test -p page.fifo -a -L fifo.html -a -L dangling.html -a ! -e nowhere
+before=$(stat -c %i page.html)
+"$TF" report paged.jsonl -o link.html 2>/dev/null
+check "through a link its target is replaced" test -L link.html -a "$(stat -c %i page.html)" != "$before"
+"$TF" report paged.jsonl -o empty.html 2>/dev/null
+same "report -o - and an empty file: the same page" "$("$TF" report paged.jsonl -o - 2>/dev/null | cksum)" "$(cksum <empty.html)"
+cd "$OLDPWD" || exit 1
+
 # --- runs that end early
 crops "$DIR/crops" 100
 mkdir "$DIR/many"

@@ -63,4 +63,4 @@ printf '1\nx\n' >"$DIR/bad"; bad "a line that is none" "bad:2" -a trace -t "$DIR
 : >"$DIR/empty"; bad "an empty trace" "no arrivals" -a trace -t "$DIR/empty"
 printf '{' >"$DIR/bad.json"; bad "a broken service file" "bad.json:1" -s "$DIR/bad.json"
 printf '{"counts":[1,2],"encode":{"service_ms":[1]}}' >"$DIR/short.json"; bad "a short service file" "2 numbers" -s "$DIR/short.json"
-bad "a plot that can't be written" "$DIR/no/where" -d 10 --plot "$DIR/no/where"
+refused "a plot that can't be written" "$DIR/no/where" -d 10 --plot "$DIR/no/where"
