@@ -156,11 +156,11 @@ static tf_code check_folder(caption *self, const char *start, const char *folder
 static tf_code open_past(caption *self) {
   char folder[PATH_MAX];
   if (!getcwd(folder, sizeof folder)) snprintf(folder, sizeof folder, "/"); /* relative names fail by themselves then */
-  tf_code code = TF_OK;
+  tf_code code = self->config.overwrite ? tf_output_is_ours(&self->output, &self->error) : TF_OK;
   self->resumed = tf_output_has_past(&self->output) && !self->config.overwrite;
-  if (!self->resumed && self->config.upgrade)
+  if (!code && !self->resumed && self->config.upgrade)
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--upgrade: %.300s holds no captions", self->config.output);
-  if (self->resumed) code = tf_earlier_read(self->output.run_path, &self->earlier, &self->error);
+  if (!code && self->resumed) code = tf_earlier_read(self->output.run_path, &self->earlier, &self->error);
   if (!code) code = check_past(self, has_deployment(self) ? NULL : self->model.pair_hash);
   self->record.stays_auto = self->config.upgrade && self->earlier.found && self->earlier.vision_tokens == 0;
   const char *start = self->earlier.folder ? self->earlier.folder : folder;

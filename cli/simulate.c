@@ -19,10 +19,10 @@ enum { TEXT_BYTES_MAX = 16 << 20 };
 static const tf_option table[] = {
   {"arrivals", 'a', TF_OPTION_CHOICE, AT(arrivals), 0, 0, "poisson", "constant|poisson|step|burst|wave|ramp|trace", "How jobs arrive; step, burst, wave and ramp are Poisson around their rate"},
   {"rate", 'r', TF_OPTION_REAL, AT(rate), 0, 1e7, "2", "jobs/s", "Of arrivals; the lower one of step, wave and ramp"},
-  {"peak", 0, TF_OPTION_REAL, AT(peak), 0, 1e7, "0", "jobs/s", "The higher one of step, wave and ramp (up to it at half time, and back)"},
+  {"peak", 0, TF_OPTION_REAL, AT(peak), 0, 1e7, "0", "jobs/s", "The higher one of step, wave and ramp, which need it (ramp: up to it at half time, and back)"},
   {"from-s", 0, TF_OPTION_REAL, AT(from_s), 0, 1e9, "60", "s", "step: the peak begins"},
   {"until-s", 0, TF_OPTION_REAL, AT(until_s), 0, 1e9, "0", "s", "step: the peak ends (0: with the run)"},
-  {"period-s", 0, TF_OPTION_REAL, AT(period_s), 0, 1e9, "0", "s", "burst: between two; wave: of one (0: the whole run)"},
+  {"period-s", 0, TF_OPTION_REAL, AT(period_s), 0, 1e9, "0", "s", "burst: between two (must be given); wave: of one (0: the whole run)"},
   {"burst-jobs", 0, TF_OPTION_INT, AT(burst_jobs), 0, 1e8, "100", "jobs", "burst: added at once"},
   {"even", 0, TF_OPTION_FLAG, AT(even), 0, 0, NULL, NULL, "Evenly spaced instead of Poisson"},
   {"trace", 't', TF_OPTION_STRING, AT(trace), 0, 0, NULL, "FILE", "Recorded arrivals: seconds, or JSON lines with arrived_s (and finished_s, wait_ms, vision_tokens)"},

@@ -1,6 +1,6 @@
 /* What a simulation is shown as. In: rows of results. Out: a table for people, JSON for programs, a plot.
- * Waits are those of finished jobs, in all stages together (timing_ms.queue + timing_ms.wait of a real result).
- * Throughput: finished jobs over the time from the first arrival to the last end. */
+ * Waits are those of finished jobs (the table says how many are not in them), in all stages together (timing_ms.queue +
+ * timing_ms.wait of a real result). Throughput: finished jobs over the time from the first arrival to the last end. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -31,6 +31,11 @@ void tf_simulate_table(const tf_simulation *config, const tf_simulate_row *rows,
                      one->wait_p50_s, one->wait_p95_s, one->wait_p99_s, one->mean_tokens);
     for (size_t i = 0; i < config->count_count; i++) tf_buffer_printf(out, " %5.3f", share(one, i));
     tf_buffer_printf(out, "\n");
+  }
+  for (size_t r = 0; r < count; r++) {
+    const tf_sim_result *one = rows[r].result;
+    unsigned long long lost = (unsigned long long)one->unfinished + (unsigned long long)one->refused;
+    if (lost > 0) tf_buffer_printf(out, "p50, p95, p99 of %s: %llu unfinished are not in these\n", rows[r].name, lost);
   }
 }
 

@@ -134,6 +134,13 @@ Test(caption_parts, sidecars_replace_nothing_unasked) {
   cr_assert_eq(tf_sidecar_write("q.txt", "x", true, &kept, &full, &problem), TF_OK);
   cr_assert(kept, "a photo is never replaced by its own caption");
   cr_assert_not(tf_sidecar_exists("q.txt"));
+  write_text("s.txt", "GIF89a, a picture by its signature, is never replaced");
+  cr_assert_eq(tf_sidecar_write("s.jpg", "x", true, &kept, &full, &problem), TF_ERR_IO);
+  cr_assert_not_null(strstr(problem.text, "a picture"), "%s", problem.text);
+  cr_assert_str_eq(content_of("s.txt"), "GIF89a, a picture by its signature, is never replaced");
+  cr_assert_eq(mkfifo("f.txt", 0600), 0);
+  cr_assert_eq(tf_sidecar_write("f.jpg", "x", true, &kept, &full, &problem), TF_ERR_IO);
+  cr_assert_not_null(strstr(problem.text, "not a regular file"), "%s", problem.text);
   cr_assert_eq(tf_sidecar_write("none/p.jpg", "x", false, &kept, &full, &problem), TF_ERR_IO);
   cr_assert_eq(system("test -z \"$(find . -name '.*.tokenflex')\""), 0, "nothing else is left");
 }
