@@ -112,8 +112,15 @@ static double captioned(const tf_sim_result *result, size_t at) {
   }
   return jobs / (steps * result->step_s);
 }
+/* In a short run a step is shorter than what is between two observations: what was seen last holds. */
+static const tf_sim_moment *last_seen(const tf_sim_result *result, size_t at) {
+  while (at > 0 && !result->moments[at].seen) at--;
+  return result->moments[at].seen ? &result->moments[at] : NULL;
+}
+
 static double depth(const tf_sim_result *result, size_t at) {
-  return result->moments[at].seen ? result->moments[at].unfinished : NAN;
+  const tf_sim_moment *moment = last_seen(result, at);
+  return moment ? moment->unfinished : NAN;
 }
 static double tokens(const tf_sim_result *result, size_t at) {
   double sum = 0, jobs = 0;
@@ -138,10 +145,12 @@ static double wait_p95(const tf_sim_result *result, size_t at) {
   return sum.finished ? tf_sim_moment_wait_s(&sum, 0.95) : NAN;
 }
 static double llms(const tf_sim_result *result, size_t at) {
-  return result->moments[at].seen ? result->moments[at].llms : NAN;
+  const tf_sim_moment *moment = last_seen(result, at);
+  return moment ? moment->llms : NAN;
 }
 static double wanted_llms(const tf_sim_result *result, size_t at) {
-  return result->moments[at].seen ? result->moments[at].wanted_llms : NAN;
+  const tf_sim_moment *moment = last_seen(result, at);
+  return moment ? moment->wanted_llms : NAN;
 }
 
 static tf_plot_panel *add_panel(tf_plot *plot, const char *title, bool logarithmic) {

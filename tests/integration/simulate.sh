@@ -45,8 +45,8 @@ same "its title" 1 "$(grep -c 'a &lt; b &amp; &quot;c&quot;' "$DIR/plot.svg")"
 same "four panels" 4 "$(grep -c 'class="p"' "$DIR/plot.svg")"
 check "no number is wrong" bash -c "! grep -qiE 'nan|inf' '$DIR/plot.svg'"
 
-sim -r 0.01 -d 3600 --plot "$DIR/rare.svg" >/dev/null
-check "jobs far from each other are dots" grep -q 'class="l".* d="[^"]*M[0-9. ]*a1.2 ' "$DIR/rare.svg"
+sim -r 5 -d 5 --plot "$DIR/short.svg" >/dev/null
+same "a run shorter than its observations are apart: four lines" 4 "$(grep -cE 'class="l".* d="M[0-9. ]+(L[0-9. ]+)+' "$DIR/short.svg")"
 same "percentiles say what is not in them" "p50, p95, p99 of measured: 1 unfinished are not in these" \
   "$(sim -a trace -t "$DIR/run.jsonl" | tail -1)"
 
