@@ -9,6 +9,7 @@
 #include "cli/run.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "tensor/cpu.h"
 #include "tensor/model_dir.h"
 
 #include <limits.h>
@@ -104,6 +105,16 @@ static tf_code check_page(caption *self) {
   return code;
 }
 
+/* What the private stack's workers choose by the same options: auto may take one kind for most matrices and a finer one
+ * for some. */
+static const char *compute_in_use(void) {
+  static char text[40];
+  tf_compute most = tf_cpu_compute(), fine = tf_cpu_compute_fine();
+  snprintf(text, sizeof text, "%s%s%s", tf_compute_name(most), fine != most ? "+" : "",
+           fine != most ? tf_compute_name(fine) : "");
+  return text;
+}
+
 static void fill_settings(caption *self) {
   const tf_caption_config *config = &self->config;
   static char place[400];
@@ -124,6 +135,8 @@ static void fill_settings(caption *self) {
   tf_link_place(&self->servers[0].link, place, sizeof place);
   record->redis = has_deployment(self) ? place : NULL;
   record->model_dir = has_deployment(self) ? NULL : self->model.path;
+  record->compute = has_deployment(self) ? NULL : compute_in_use();
+  record->cpu = has_deployment(self) ? NULL : tf_cpu_name(tf_cpu_level());
   if (has_deployment(self)) return; /* its model is known once it answers */
   snprintf(record->model.name, sizeof record->model.name, "%s", self->model.name);
   snprintf(record->model.pair_hash, sizeof record->model.pair_hash, "%s", self->model.pair_hash);
@@ -140,8 +153,8 @@ static tf_code check_past(caption *self, const char *pair_hash) {
   tf_submit_settings settings = self->settings;
   bool chosen = pair_hash || !has_deployment(self);
   if (!chosen) settings.vision_tokens = -1;
-  return tf_earlier_compare(&self->earlier, self->config.output, &settings, pair_hash, self->output.format,
-                            self->config.upgrade, &self->error);
+  return tf_earlier_compare(&self->earlier, self->config.output, &settings, pair_hash, self->record.compute,
+                            self->output.format, self->config.upgrade, &self->error);
 }
 
 /* Relative names of an output begin in one folder: names of another one would be taken for those. */
@@ -348,6 +361,7 @@ static tf_code work(caption *self) {
   else
     keep_model(self);
   if (!code && any) code = prepare_upgrade(self);
+  self->record.full_detail = self->config.upgrade && self->past.below == 0;
   tf_progress_clear(&self->progress);
   if (!code && any && !self->config.quiet) tf_say("model %s", self->record.model.name);
   run->servers = self->servers;

@@ -74,6 +74,8 @@ static json_t *settings_json(const tf_run_record *record) {
   json_object_set_new(out, "folder", text_or_null(record->folder));
   json_object_set_new(out, "max_new_tokens", json_integer(settings->max_new_tokens));
   json_object_set_new(out, "max_pixels", record->redis ? json_null() : json_integer(record->max_pixels));
+  json_object_set_new(out, "compute", text_or_null(record->compute));
+  json_object_set_new(out, "cpu", text_or_null(record->cpu));
   json_object_set_new(out, "model_dir", text_or_null(record->model_dir));
   json_object_set_new(out, "redis", text_or_null(record->redis));
   json_object_set_new(out, "queue", text_or_null(record->queue));
@@ -137,7 +139,7 @@ static void put_counts(const tf_run_record *record, tf_buffer *out) {
   tf_count_text(record->skipped, skipped, sizeof skipped);
   tf_count_text(record->already, already, sizeof already);
   if (record->captioned + record->failed + record->already == 0 && strcmp(record->state, "complete") == 0)
-    tf_buffer_printf(out, "no images found");
+    tf_buffer_printf(out, record->full_detail ? "all have full detail, nothing to upgrade" : "no images found");
   else
     tf_buffer_printf(out, "%s captioned, %s failed", captioned, failed);
   if (record->already > 0) tf_buffer_printf(out, ", %s done before", already);
@@ -172,6 +174,8 @@ void tf_report_summary(const tf_run_record *record, const char *output, const ch
     tf_buffer_printf(out, "%llu sidecars were there already and stay as they were (--overwrite replaces them)\n",
                      (unsigned long long)record->sidecars_kept);
   if (output) tf_buffer_printf(out, "captions: %s\n", output);
+  if (output && strcmp(record->state, "interrupted") == 0)
+    tf_buffer_printf(out, "the same command goes on from there\n");
   if (errors && record->output_failures > 0)
     tf_buffer_printf(out, "failures: %s (%llu; --retry-failed tries them again)\n", errors,
                      (unsigned long long)record->output_failures);

@@ -53,6 +53,8 @@ same "keys of an error" '["id","image","code","message","attempts"]' "$(jq -sc '
 check "errors are on stderr, too" said mixed "photos/short.jpg: image_truncated: JPEG"
 same "counts in the run file" '{"captioned":4,"failed":3,"skipped":1}' "$(jq -c '.result | {captioned, failed, skipped}' "$out.run.json")"
 same "state in the run file" complete "$(jq -r .state "$out.run.json")"
+same "the arithmetic and the instructions that were used" "true true" \
+  "$(jq -r '.settings | "\(.compute | test("^(f32|bf16|int8)")) \(.cpu | test("^(portable|avx|vnni|amx)"))"' "$out.run.json")"
 check "a summary" said mixed "4 captioned, 3 failed, 1 other file skipped"
 check "the model is named" said mixed "$(jq -r .model.name "$out.run.json")"
 check "nothing is left behind" nothing_left
@@ -180,6 +182,7 @@ for signal in INT TERM; do
   ended "stop_$signal"
   same "SIG$signal: status 1" 1 "$status"
   check "SIG$signal: says so" grep -q "interrupted: " "$DIR/stop_$signal.log"
+  check "SIG$signal: and how to go on" grep -q "the same command goes on" "$DIR/stop_$signal.log"
   check "SIG$signal: whole lines" whole_json "$DIR/stop_$signal.jsonl"
   same "SIG$signal: the run file tells as many as there are" "$(wc -l <"$DIR/stop_$signal.jsonl")" "$(jq .result.captioned "$DIR/stop_$signal.jsonl.run.json")"
   check "SIG$signal: nothing is left behind" nothing_left

@@ -159,6 +159,7 @@ Test(jsonl, run_file) {
       strstr(line.data,
              "interrupted: 15 captioned, 1 failed\n8s, computed 12, 1.50 images/s, mean 144 vision tokens, run 2025"));
   cr_assert_not_null(strstr(line.data, "failures: o.jsonl.errors.jsonl (1; --retry-failed tries them again)\n"));
+  cr_assert_not_null(strstr(line.data, "captions: o.jsonl\nthe same command goes on from there\n"));
 }
 
 Test(jsonl, token_counts) {
