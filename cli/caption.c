@@ -9,6 +9,7 @@
 #include "cli/run.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "tensor/cpu.h"
 #include "tensor/model_dir.h"
 
 #include <limits.h>
@@ -95,6 +96,25 @@ static tf_code check_words(caption *self, const char **names, size_t name_count)
   return code;
 }
 
+/* The page comes last, but what stands in its place is looked at first. */
+static tf_code check_page(caption *self) {
+  char *target = NULL;
+  if (!self->config.report) return TF_OK;
+  tf_code code = tf_page_target(self->config.report, self->config.output, &target, &self->error);
+  free(target);
+  return code;
+}
+
+/* What the private stack's workers choose by the same options: auto may take one kind for most matrices and a finer one
+ * for some. */
+static const char *compute_in_use(void) {
+  static char text[40];
+  tf_compute most = tf_cpu_compute(), fine = tf_cpu_compute_fine();
+  snprintf(text, sizeof text, "%s%s%s", tf_compute_name(most), fine != most ? "+" : "",
+           fine != most ? tf_compute_name(fine) : "");
+  return text;
+}
+
 static void fill_settings(caption *self) {
   const tf_caption_config *config = &self->config;
   static char place[400];
@@ -115,6 +135,8 @@ static void fill_settings(caption *self) {
   tf_link_place(&self->servers[0].link, place, sizeof place);
   record->redis = has_deployment(self) ? place : NULL;
   record->model_dir = has_deployment(self) ? NULL : self->model.path;
+  record->compute = has_deployment(self) ? NULL : compute_in_use();
+  record->cpu = has_deployment(self) ? NULL : tf_cpu_name(tf_cpu_level());
   if (has_deployment(self)) return; /* its model is known once it answers */
   snprintf(record->model.name, sizeof record->model.name, "%s", self->model.name);
   snprintf(record->model.pair_hash, sizeof record->model.pair_hash, "%s", self->model.pair_hash);
@@ -131,8 +153,8 @@ static tf_code check_past(caption *self, const char *pair_hash) {
   tf_submit_settings settings = self->settings;
   bool chosen = pair_hash || !has_deployment(self);
   if (!chosen) settings.vision_tokens = -1;
-  return tf_earlier_compare(&self->earlier, self->config.output, &settings, pair_hash, self->output.format,
-                            self->config.upgrade, &self->error);
+  return tf_earlier_compare(&self->earlier, self->config.output, &settings, pair_hash, self->record.compute,
+                            self->output.format, self->config.upgrade, &self->error);
 }
 
 /* Relative names of an output begin in one folder: names of another one would be taken for those. */
@@ -147,11 +169,11 @@ static tf_code check_folder(caption *self, const char *start, const char *folder
 static tf_code open_past(caption *self) {
   char folder[PATH_MAX];
   if (!getcwd(folder, sizeof folder)) snprintf(folder, sizeof folder, "/"); /* relative names fail by themselves then */
-  tf_code code = TF_OK;
+  tf_code code = self->config.overwrite ? tf_output_is_ours(&self->output, &self->error) : TF_OK;
   self->resumed = tf_output_has_past(&self->output) && !self->config.overwrite;
-  if (!self->resumed && self->config.upgrade)
+  if (!code && !self->resumed && self->config.upgrade)
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--upgrade: %.300s holds no captions", self->config.output);
-  if (self->resumed) code = tf_earlier_read(self->output.run_path, &self->earlier, &self->error);
+  if (!code && self->resumed) code = tf_earlier_read(self->output.run_path, &self->earlier, &self->error);
   if (!code) code = check_past(self, has_deployment(self) ? NULL : self->model.pair_hash);
   self->record.stays_auto = self->config.upgrade && self->earlier.found && self->earlier.vision_tokens == 0;
   const char *start = self->earlier.folder ? self->earlier.folder : folder;
@@ -342,6 +364,7 @@ static tf_code work(caption *self) {
   else
     keep_model(self);
   if (!code && any) code = prepare_upgrade(self);
+  self->record.full_detail = self->config.upgrade && self->past.below == 0;
   tf_progress_clear(&self->progress);
   if (!code && any && !self->config.quiet) tf_say("model %s", self->record.model.name);
   run->servers = self->servers;
@@ -396,7 +419,8 @@ static void write_page(const caption *self, const char *output, tf_code *code, t
                          .threads = (int)self->config.threads,
                          .max_pixels = self->config.max_pixels};
   *code = tf_page_write(&page, &counts, why);
-  if (!*code && !self->config.quiet) fprintf(stderr, "report: %s\n", page.page);
+  if (!*code && !self->config.quiet)
+    fprintf(stderr, "report: %s\n", strcmp(page.page, "-") == 0 ? "standard output" : page.page);
 }
 
 static int close_run(caption *self, tf_code code) {
@@ -432,7 +456,7 @@ static int complain(const caption *self) {
 }
 
 static int run_caption(caption *self, const char **names, size_t name_count) {
-  if (check_words(self, names, name_count)) return complain(self);
+  if (check_words(self, names, name_count) || check_page(self)) return complain(self);
   if (!has_deployment(self)) {
     if (tf_model_dir_open(self->config.model, &self->model, &self->error)) {
       tf_say("%s", self->error.text);

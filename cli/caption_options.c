@@ -22,7 +22,7 @@ static const tf_option options[] = {
     {"sidecar", 0, TF_OPTION_FLAG, FIELD(sidecar), 0, 0, NULL, NULL,
      "Write photo.txt beside each photo; without --output only that, and photos that have one are done"},
     {"overwrite", 0, TF_OPTION_FLAG, FIELD(overwrite), 0, 0, NULL, NULL,
-     "Begin FILE anew where it exists; replace sidecars"},
+     "Begin FILE anew where it holds captions; replace sidecars"},
     {"retry-failed", 0, TF_OPTION_FLAG, FIELD(retry_failed), 0, 0, NULL, NULL,
      "Try again what failed in earlier runs on FILE"},
     {"upgrade", 0, TF_OPTION_FLAG, FIELD(upgrade), 0, 0, NULL, NULL,

@@ -1,6 +1,7 @@
 /* The settings of the run that made an output, and whether they still hold.
  * In: FILE.run.json, this run's settings. Out: nothing, or a text that says what differs.
- * Compared is what changes a caption: model, prompt, length, vision tokens; and the format, which must not be mixed. */
+ * Compared is what changes a caption: model, prompt, length, arithmetic, vision tokens; and the format, which must not
+ * be mixed. */
 #include "cli/past.h"
 
 #include <errno.h>
@@ -33,6 +34,7 @@ tf_code tf_earlier_read(const char *run_path, tf_earlier *out, tf_error *error) 
   out->prompt = copy_of(json_object_get(settings, "prompt"));
   out->folder = copy_of(json_object_get(settings, "folder"));
   out->pair_hash = copy_of(json_object_get(json_object_get(top, "model"), "pair_hash"));
+  out->compute = copy_of(json_object_get(settings, "compute"));
   out->vision_tokens = json_integer_value(tokens);
   out->max_new_tokens = json_integer_value(json_object_get(settings, "max_new_tokens"));
   const char *format = json_string_value(json_object_get(settings, "format"));
@@ -48,6 +50,7 @@ void tf_earlier_free(tf_earlier *self) {
   free(self->run);
   free(self->prompt);
   free(self->pair_hash);
+  free(self->compute);
   free(self->folder);
   memset(self, 0, sizeof *self);
 }
@@ -72,7 +75,7 @@ static void prompt_text(const char *prompt, tf_buffer *out) {
 
 /* Appends what differs, "prompt (then "a", now "b")", one after the other. */
 static void differences(const tf_earlier *self, const tf_submit_settings *settings, const char *pair_hash,
-                        tf_format format, bool upgrade, tf_buffer *out) {
+                        const char *compute, tf_format format, bool upgrade, tf_buffer *out) {
   if (pair_hash && self->pair_hash && self->pair_hash[0] && strcmp(pair_hash, self->pair_hash) != 0)
     tf_buffer_printf(out, ", the model (then %.8s, now %.8s)", self->pair_hash, pair_hash);
   if (!same_text(self->prompt, settings->prompt)) {
@@ -85,6 +88,8 @@ static void differences(const tf_earlier *self, const tf_submit_settings *settin
   if (self->max_new_tokens != settings->max_new_tokens)
     tf_buffer_printf(out, ", --max-new-tokens (then %lld, now %lld)", (long long)self->max_new_tokens,
                      (long long)settings->max_new_tokens);
+  if (compute && self->compute && strcmp(compute, self->compute) != 0)
+    tf_buffer_printf(out, ", --compute (then %.20s, now %.20s)", self->compute, compute);
   bool more = upgrade && settings->vision_tokens >= self->vision_tokens;
   if (settings->vision_tokens >= 0 && self->vision_tokens != settings->vision_tokens && !more) {
     tf_buffer_printf(out, ", --vision-tokens (then ");
@@ -99,7 +104,8 @@ static void differences(const tf_earlier *self, const tf_submit_settings *settin
 }
 
 tf_code tf_earlier_compare(const tf_earlier *self, const char *output, const tf_submit_settings *settings,
-                           const char *pair_hash, tf_format format, bool upgrade, tf_error *error) {
+                           const char *pair_hash, const char *compute, tf_format format, bool upgrade,
+                           tf_error *error) {
   if (!self->found)
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
                    "%.200s exists, but %.200s.run.json, which would tell how it was made, does not: name another "
@@ -107,7 +113,7 @@ tf_code tf_earlier_compare(const tf_earlier *self, const char *output, const tf_
                    output, output);
   tf_buffer text;
   tf_buffer_init(&text, TEXT_BYTES_MAX);
-  differences(self, settings, pair_hash, format, upgrade, &text);
+  differences(self, settings, pair_hash, compute, format, upgrade, &text);
   tf_code code = TF_OK;
   if (text.size > 0)
     code =

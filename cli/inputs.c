@@ -245,7 +245,7 @@ static int read_names(level *top) {
 
 /* -- one name --------------------------------------------------------------------------------------------------- */
 
-static bool has_image_signature(const char *path) {
+bool tf_inputs_has_signature(const char *path) {
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (fd < 0) return false;
   unsigned char head[TF_IMAGE_HEAD_BYTES];
@@ -283,7 +283,7 @@ static tf_input_kind take_name(tf_inputs *self, level *top, tf_input *out) {
   if (type == DT_DIR && !top->positions && self->config.flat) return TF_INPUT_PAUSE;
   if (type == DT_DIR) return open_folder(self, match ? 0 : positions, out);
   if (!match) return TF_INPUT_PAUSE;
-  if (type == DT_REG && (image_name || has_image_signature(self->path))) return give_image(self, out);
+  if (type == DT_REG && (image_name || tf_inputs_has_signature(self->path))) return give_image(self, out);
   self->skipped++;
   return TF_INPUT_PAUSE;
 }

@@ -56,5 +56,7 @@ uint64_t tf_inputs_skipped(const tf_inputs *self);
 
 /* True for names that end in an image format's extension (any case). */
 bool tf_inputs_is_image_name(const char *name);
+/* A regular file that begins as an image of a kind that is read; false, too, where it can not be read. */
+bool tf_inputs_has_signature(const char *path);
 
 #endif

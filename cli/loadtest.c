@@ -17,6 +17,7 @@
 #include "cli/ready.h"
 #include "cli/simulate.h"
 #include "cli/submit.h"
+#include "cli/target.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "tensor/model_dir.h"
@@ -35,10 +36,10 @@ typedef struct loadtest_options {
 static const tf_option table[] = {
   {"arrivals", 'a', TF_OPTION_CHOICE, AT(arrivals), 0, 0, "poisson", "constant|poisson|step|burst|wave|ramp|trace", "How jobs arrive, as in tokenflex simulate"},
   {"rate", 'r', TF_OPTION_REAL, AT(rate), 0, 1e5, "1", "jobs/s", "Of arrivals; the lower one of step, wave and ramp"},
-  {"peak", 0, TF_OPTION_REAL, AT(peak), 0, 1e5, "0", "jobs/s", "The higher one of step, wave and ramp (up to it at half time, and back)"},
+  {"peak", 0, TF_OPTION_REAL, AT(peak), 0, 1e5, "0", "jobs/s", "The higher one of step, wave and ramp, which need it (ramp: up to it at half time, and back)"},
   {"from-s", 0, TF_OPTION_REAL, AT(from_s), 0, 1e9, "60", "s", "step: the peak begins"},
   {"until-s", 0, TF_OPTION_REAL, AT(until_s), 0, 1e9, "0", "s", "step: the peak ends (0: with the run)"},
-  {"period-s", 0, TF_OPTION_REAL, AT(period_s), 0, 1e9, "0", "s", "burst: between two; wave: of one (0: the whole run)"},
+  {"period-s", 0, TF_OPTION_REAL, AT(period_s), 0, 1e9, "0", "s", "burst: between two (must be given); wave: of one (0: the whole run)"},
   {"burst-jobs", 0, TF_OPTION_INT, AT(burst_jobs), 0, JOBS_MAX, "100", "jobs", "burst: added at once"},
   {"even", 0, TF_OPTION_FLAG, AT(even), 0, 0, NULL, NULL, "Evenly spaced instead of Poisson"},
   {"trace", 't', TF_OPTION_STRING, AT(trace), 0, 0, NULL, "FILE", "Recorded arrivals, as in tokenflex simulate"},
@@ -75,6 +76,7 @@ typedef struct loadtest {
   tf_arrivals arrivals;
   tf_recorded trace;
   char name[48];
+  char *record;             /* where the record goes; NULL: none is wanted */
   char *photos[PHOTOS_MAX]; /* absolute paths; owned */
   size_t photo_count;
   job *jobs; /* [JOBS_MAX] */
@@ -127,6 +129,11 @@ static tf_code plan_arrivals(loadtest *self) {
   tf_code code = tf_simulate_arrivals(&options, &self->trace, &config, &self->error);
   if (code == TF_OK) tf_arrivals_start(&self->arrivals, &config, (uint64_t)from->seed);
   return code;
+}
+
+static tf_code check_record(loadtest *self) {
+  static const tf_file_kind kind = {"a record of tokenflex loadtest", "{\"arrived_s\":", NULL};
+  return self->options.record ? tf_target_check(self->options.record, &kind, NULL, &self->record, &self->error) : TF_OK;
 }
 
 static void make_name(loadtest *self) {
@@ -258,8 +265,8 @@ static tf_code work(loadtest *self) {
 /* --- What is told --- */
 
 static tf_code write_record(loadtest *self) {
-  FILE *file = fopen(self->options.record, "w");
-  if (!file) return tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->options.record, strerror(errno));
+  FILE *file = fopen(self->record, "w");
+  if (!file) return tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->record, strerror(errno));
   for (size_t i = 0; i < self->submitted; i++) {
     const job *one = &self->jobs[i];
     fprintf(file, "{\"arrived_s\":%.4f", one->arrived_s);
@@ -270,7 +277,7 @@ static tf_code write_record(loadtest *self) {
   }
   bool well = !ferror(file);
   well = fclose(file) == 0 && well;
-  return well ? TF_OK : tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->options.record, strerror(errno));
+  return well ? TF_OK : tf_fail(&self->error, TF_ERR_IO, "%s: %s", self->record, strerror(errno));
 }
 
 static tf_code tell(loadtest *self) {
@@ -304,7 +311,8 @@ static tf_code tell(loadtest *self) {
 
 static int run(loadtest *self, const char *const *names, size_t count) {
   make_name(self);
-  tf_code code = find_photos(self, names, count);
+  tf_code code = check_record(self);
+  if (code == TF_OK) code = find_photos(self, names, count);
   if (code == TF_OK) code = plan_arrivals(self);
   if (code == TF_OK) {
     tf_interrupt_setup();
@@ -312,7 +320,7 @@ static int run(loadtest *self, const char *const *names, size_t count) {
   }
   if (code == TF_OK) code = work(self);
   /* What was measured until then is told in any case. */
-  if (self->submitted > 0 && self->options.record) {
+  if (self->submitted > 0 && self->record) {
     tf_code written = write_record(self);
     if (code == TF_OK) code = written;
   }
@@ -351,6 +359,7 @@ int tf_loadtest_main(int argc, char **argv) {
   if (self) {
     for (size_t i = 0; i < self->photo_count; i++) free(self->photos[i]);
     tf_recorded_free(&self->trace);
+    free(self->record);
     free(self->jobs);
   }
   free(self);

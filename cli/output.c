@@ -5,6 +5,7 @@
 
 #include "cli/csv.h"
 #include "cli/replace.h"
+#include "cli/target.h"
 #include "common/clock.h"
 
 #include <errno.h>
@@ -27,10 +28,13 @@ static const char *name_of(const tf_lines *lines) {
   return lines->path ? lines->path : "standard output";
 }
 
-static tf_code fail_errno(const char *path, int number, tf_error *error) {
+/* What went to standard output can not be read back, so nothing goes on from there. */
+static tf_code fail_errno(const tf_lines *lines, int number, tf_error *error) {
   bool full = number == ENOSPC || number == EDQUOT || number == EFBIG;
-  return tf_fail(error, TF_ERR_IO, "%s: %s%s", path, strerror(number),
-                 full ? "; what is written is whole, and the same command goes on from there" : "");
+  const char *hint = !full         ? ""
+                     : lines->path ? "; what is written is whole, and the same command goes on from there"
+                                   : "; with -o FILE a run can be gone on with";
+  return tf_fail(error, TF_ERR_IO, "%s: %s%s", name_of(lines), strerror(number), hint);
 }
 
 static tf_code append(tf_lines *self, const tf_buffer *lines, tf_error *error) {
@@ -41,7 +45,7 @@ static tf_code append(tf_lines *self, const tf_buffer *lines, tf_error *error) {
     if (written < 0) {
       int failed = errno;
       if (self->is_regular && ftruncate(self->fd, self->size)) failed = errno;
-      return fail_errno(name_of(self), failed, error);
+      return fail_errno(self, failed, error);
     }
     done += (size_t)written;
   }
@@ -121,6 +125,20 @@ bool tf_output_has_past(const tf_output *self) {
   return self->captions.path && (self->captions.size > 0 || has_bytes(self->errors.path));
 }
 
+tf_code tf_output_is_ours(const tf_output *self, tf_error *error) {
+  static const tf_file_kind jsonl = {"", "{\"id\":\"", "\"image\":"}, csv = {"", "image,caption,vision_tokens,", NULL};
+  const char *fault = NULL;
+  if (!self->captions.path) return TF_OK;
+  if (!tf_file_is(self->captions.path, &jsonl) && !tf_file_is(self->captions.path, &csv)) fault = self->captions.path;
+  if (!fault && has_bytes(self->errors.path) && !tf_file_is(self->errors.path, &jsonl)) fault = self->errors.path;
+  if (!fault) return TF_OK;
+  return tf_fail(
+      error, TF_ERR_INVALID_ARGUMENT,
+      "%.300s does not begin as captions of this command do, so --overwrite does not replace it; name another "
+      "output, or remove it",
+      fault);
+}
+
 /* -- writing ---------------------------------------------------------------------------------------------------- */
 
 static tf_code empty(tf_output *self, tf_error *error) {
@@ -191,7 +209,7 @@ tf_code tf_output_sync(tf_output *self, bool now, tf_error *error) {
   self->group_lines = 0;
   const tf_lines *files[] = {&self->captions, &self->upgrade, &self->errors};
   for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
-    if (files[i]->path && files[i]->fd >= 0 && fdatasync(files[i]->fd)) return fail_errno(files[i]->path, errno, error);
+    if (files[i]->path && files[i]->fd >= 0 && fdatasync(files[i]->fd)) return fail_errno(files[i], errno, error);
   return TF_OK;
 }
 

@@ -17,6 +17,7 @@
 #include "cli/jsonl.h"
 #include "cli/records.h"
 #include "cli/replace.h"
+#include "cli/target.h"
 #include "image/thumbnail.h"
 #include "page_html.h"
 #include "tensor/parallel.h"
@@ -37,6 +38,7 @@ typedef struct page_row {
 typedef struct page_writer {
   const tf_page_config *config;
   tf_page_counts *counts;
+  char *target; /* NULL: standard output */
   tf_replace file;
   tf_pool *pool;
   json_t *run; /* FILE.run.json; NULL: there is none */
@@ -165,9 +167,15 @@ static void put_json(const json_t *json, tf_buffer *out) {
   free(text);
 }
 
+static tf_code put(page_writer *self, const char *text, size_t size, tf_error *error) {
+  if (self->target) return tf_replace_write(&self->file, text, size, error);
+  if (fwrite(text, 1, size, stdout) == size) return TF_OK;
+  return tf_fail(error, TF_ERR_IO, "standard output: %s", strerror(errno));
+}
+
 static tf_code write_text(page_writer *self, tf_buffer *text, tf_error *error) {
   if (text->overflow) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "a part of the page is too long");
-  return text->size ? tf_replace_write(&self->file, text->data, text->size, error) : TF_OK;
+  return text->size ? put(self, text->data, text->size, error) : TF_OK;
 }
 
 static void free_rows(page_writer *self) {
@@ -275,7 +283,26 @@ static tf_code write_all(page_writer *self, const char *errors, tf_error *error)
   if (!code) code = add_file(self, self->config->output, csv ? TF_FORMAT_CSV : TF_FORMAT_JSONL, true, error);
   if (!code) code = add_file(self, errors, TF_FORMAT_JSONL, false, error);
   if (!code) code = write_batch(self, error);
-  if (!code) code = tf_replace_write(&self->file, tf_page_tail, strlen(tf_page_tail), error);
+  if (!code) code = put(self, tf_page_tail, strlen(tf_page_tail), error);
+  return code;
+}
+
+tf_code tf_page_target(const char *page, const char *output, char **target, tf_error *error) {
+  static const tf_file_kind kind = {"a page of tokenflex", "<!doctype html>",
+                                    "<meta name=\"generator\" content=\"tokenflex\">"};
+  *target = NULL;
+  return strcmp(page, "-") == 0 ? TF_OK : tf_target_check(page, &kind, output, target, error);
+}
+
+static tf_code write_to_target(page_writer *self, const char *errors, tf_error *error) {
+  if (!self->target) {
+    tf_code code = write_all(self, errors, error);
+    return !code && fflush(stdout) ? tf_fail(error, TF_ERR_IO, "standard output: %s", strerror(errno)) : code;
+  }
+  tf_code code = tf_replace_begin(&self->file, self->target, error);
+  if (!code) code = write_all(self, errors, error);
+  if (!code) code = tf_replace_commit(&self->file, NULL, error);
+  tf_replace_end(&self->file);
   return code;
 }
 
@@ -292,15 +319,14 @@ tf_code tf_page_write(const tf_page_config *config, tf_page_counts *counts, tf_e
   self->config = config;
   self->counts = counts;
   self->run = read_run(run);
-  self->pool = tf_pool_new(config->threads);
-  tf_code code = self->pool ? tf_replace_begin(&self->file, config->page, error)
-                            : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
-  if (!code) code = write_all(self, errors, error);
-  if (!code) code = tf_replace_commit(&self->file, NULL, error);
-  if (self->pool) tf_replace_end(&self->file);
+  tf_code code = tf_page_target(config->page, config->output, &self->target, error);
+  if (!code) self->pool = tf_pool_new(config->threads);
+  if (!code && !self->pool) code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  if (!code) code = write_to_target(self, errors, error);
   free_rows(self);
   tf_pool_free(&self->pool);
   json_decref(self->run);
+  free(self->target);
   free(self);
   free(errors);
   free(run);

@@ -16,7 +16,7 @@ enum {
 
 typedef struct tf_page_config {
   const char *output; /* FILE */
-  const char *page;   /* where the page goes */
+  const char *page;   /* where the page goes; "-": to standard output */
   int threads;        /* for thumbnails; 0: every core */
   int64_t max_pixels;
 } tf_page_config;
@@ -25,7 +25,10 @@ typedef struct tf_page_counts {
   uint64_t captions, failures, thumbnails;
 } tf_page_counts;
 
-/* Errors: IO, INVALID_FORMAT (not an output of ours), OUT_OF_MEMORY, CANCELLED (a signal came); then nothing changed.
+/* Where a page may go: *target is malloc'ed, NULL for standard output ("-"). INVALID_ARGUMENT: see cli/target.h. */
+tf_code tf_page_target(const char *page, const char *output, char **target, tf_error *error);
+/* Errors: INVALID_ARGUMENT (as above), IO, INVALID_FORMAT (not an output of ours), OUT_OF_MEMORY, CANCELLED (a signal
+ * came); then nothing changed.
  */
 tf_code tf_page_write(const tf_page_config *config, tf_page_counts *counts, tf_error *error);
 

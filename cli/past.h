@@ -17,9 +17,10 @@ typedef enum tf_name_state {
 /* How an output was made; what is not known is NULL or 0. */
 typedef struct tf_earlier {
   bool found;
-  char *run, *prompt, *pair_hash, *folder; /* prompt NULL: the model's own. folder: where relative names begin */
-  int64_t vision_tokens, max_new_tokens;   /* vision_tokens 0: auto */
-  uint64_t seed;                           /* of --shuffle */
+  char *run, *prompt, *pair_hash, *compute,
+      *folder;                           /* prompt NULL: the model's own. folder: where relative names begin */
+  int64_t vision_tokens, max_new_tokens; /* vision_tokens 0: auto */
+  uint64_t seed;                         /* of --shuffle */
   bool has_seed;
   tf_format format;
 } tf_earlier;
@@ -27,11 +28,12 @@ typedef struct tf_earlier {
 /* Reads FILE.run.json; found false where there is none. TF_ERR_INVALID_ARGUMENT: it can not be understood. */
 tf_code tf_earlier_read(const char *run_path, tf_earlier *out, tf_error *error);
 void tf_earlier_free(tf_earlier *self);
-/* Whether lines of a run with these settings may join the others. pair_hash NULL: not known yet. vision_tokens -1: not
+/* Whether lines of a run with these settings may join the others. pair_hash NULL: not known yet. compute: the
+ * arithmetic in use; NULL: a deployment's own. vision_tokens -1: not
  * known yet. upgrade: more vision tokens than before are what is wanted.
  * TF_ERR_INVALID_ARGUMENT: the text names what differs and what to do. */
 tf_code tf_earlier_compare(const tf_earlier *self, const char *output, const tf_submit_settings *settings,
-                           const char *pair_hash, tf_format format, bool upgrade, tf_error *error);
+                           const char *pair_hash, const char *compute, tf_format format, bool upgrade, tf_error *error);
 
 typedef struct tf_past {
   tf_keymap names; /* tf_name_state by tf_past_key */

@@ -120,6 +120,10 @@ typedef struct point {
 /* One unbroken piece of a line. A point is left out while all since the last one drawn lie on the straight line. */
 static void put_points(tf_buffer *out, const point *points, size_t count) {
   size_t drawn = 0;
+  if (count == 1) { /* alone between gaps: a dot */
+    tf_buffer_printf(out, "M%.1f %.1fa1.2 1.2 0 1 0 2.4 0a1.2 1.2 0 1 0 -2.4 0", points[0].x - 1.2, points[0].y);
+    return;
+  }
   tf_buffer_printf(out, "M%.1f %.1f", points[0].x, points[0].y);
   for (size_t i = 1; i < count; i++) {
     bool needed = i + 1 == count;
@@ -139,6 +143,7 @@ static void put_line(const tf_plot *plot, const value_axis *axis, double top, co
   enum { PIECE = 1024 };
   point piece[PIECE];
   size_t used = 0;
+  bool goes_on = false; /* piece[0] was drawn already */
   tf_buffer_printf(out, "<path fill=\"%s\" %s stroke=\"%s\"%s d=\"", line->filled ? colours[line->colour] : "none",
                    line->filled ? "fill-opacity=\".18\"" : "class=\"l\"", line->filled ? "none" : colours[line->colour],
                    line->dashed ? " stroke-dasharray=\"5 3\"" : "");
@@ -150,9 +155,10 @@ static void put_line(const tf_plot *plot, const value_axis *axis, double top, co
       piece[used++] = (point){x_at(plot, plot->x[i]), y_at(axis, top, line->y[i])};
     }
     if (used == 0 || (there && used < PIECE)) continue;
-    put_points(out, piece, used);
+    if (used > 1 || !goes_on) put_points(out, piece, used);
     if (line->filled) tf_buffer_printf(out, "V%.1fH%.1fZ", top + PANEL, first_x);
     piece[0] = piece[used - 1];
+    goes_on = there;
     used = there ? 1 : 0; /* a piece that was only too long goes on from its end */
   }
   tf_buffer_printf(out, "\"/>\n");

@@ -19,9 +19,13 @@ void tf_time_text(int64_t unix_ms, char *out, size_t out_bytes) {
     snprintf(out, out_bytes, "-");
 }
 
+/* Duplicates and failures cost next to nothing: a rate that counts them is nobody's. */
+static uint64_t computed(const tf_run_record *record) {
+  return record->captioned - record->duplicates;
+}
+
 static double images_per_second(const tf_run_record *record) {
-  uint64_t finished = record->captioned + record->failed;
-  return record->working_ms > 0 ? (double)finished * 1000.0 / (double)record->working_ms : 0;
+  return record->working_ms > 0 ? (double)computed(record) * 1000.0 / (double)record->working_ms : 0;
 }
 
 static double mean(const tf_run_record *record, double sum) {
@@ -30,8 +34,7 @@ static double mean(const tf_run_record *record, double sum) {
 
 /* Times are those of pictures that were computed. */
 static double mean_time(const tf_run_record *record, size_t stage) {
-  uint64_t computed = record->captioned - record->duplicates;
-  return computed > 0 ? record->timing_ms_sum[stage] / (double)computed : 0;
+  return computed(record) > 0 ? record->timing_ms_sum[stage] / (double)computed(record) : 0;
 }
 
 static double rounded(double value) {
@@ -71,6 +74,8 @@ static json_t *settings_json(const tf_run_record *record) {
   json_object_set_new(out, "folder", text_or_null(record->folder));
   json_object_set_new(out, "max_new_tokens", json_integer(settings->max_new_tokens));
   json_object_set_new(out, "max_pixels", record->redis ? json_null() : json_integer(record->max_pixels));
+  json_object_set_new(out, "compute", text_or_null(record->compute));
+  json_object_set_new(out, "cpu", text_or_null(record->cpu));
   json_object_set_new(out, "model_dir", text_or_null(record->model_dir));
   json_object_set_new(out, "redis", text_or_null(record->redis));
   json_object_set_new(out, "queue", text_or_null(record->queue));
@@ -92,6 +97,7 @@ static json_t *result_json(const tf_run_record *record) {
   for (size_t i = 0; i < TF_JSONL_STAGE_COUNT; i++)
     json_object_set_new(timing, tf_jsonl_stages[i], json_real(rounded(mean_time(record, i))));
   json_object_set_new(out, "captioned", json_integer((json_int_t)record->captioned));
+  json_object_set_new(out, "computed", json_integer((json_int_t)computed(record)));
   json_object_set_new(out, "failed", json_integer((json_int_t)record->failed));
   json_object_set_new(out, "skipped", json_integer((json_int_t)record->skipped));
   json_object_set_new(out, "already_done", json_integer((json_int_t)record->already));
@@ -133,7 +139,7 @@ static void put_counts(const tf_run_record *record, tf_buffer *out) {
   tf_count_text(record->skipped, skipped, sizeof skipped);
   tf_count_text(record->already, already, sizeof already);
   if (record->captioned + record->failed + record->already == 0 && strcmp(record->state, "complete") == 0)
-    tf_buffer_printf(out, "no images found");
+    tf_buffer_printf(out, record->full_detail ? "all have full detail, nothing to upgrade" : "no images found");
   else
     tf_buffer_printf(out, "%s captioned, %s failed", captioned, failed);
   if (record->already > 0) tf_buffer_printf(out, ", %s done before", already);
@@ -141,15 +147,16 @@ static void put_counts(const tf_run_record *record, tf_buffer *out) {
 }
 
 void tf_report_summary(const tf_run_record *record, const char *output, const char *errors, tf_buffer *out) {
-  char duration[32];
+  char duration[32], count[32];
   if (strcmp(record->state, "complete") != 0)
     tf_buffer_printf(out, "%s: ", strcmp(record->state, "failed") == 0 ? "stopped early" : record->state);
   put_counts(record, out);
   tf_buffer_printf(out, "\n");
   if (record->captioned > 0) {
     tf_duration_text((double)record->working_ms / 1000.0, duration, sizeof duration);
-    tf_buffer_printf(out, "%s, %.2f images/s, mean %.0f vision tokens, run %s\n", duration, images_per_second(record),
-                     mean(record, record->tokens_sum), record->run);
+    tf_count_text(computed(record), count, sizeof count);
+    tf_buffer_printf(out, "%s, computed %s, %.2f images/s, mean %.0f vision tokens, run %s\n", duration, count,
+                     images_per_second(record), mean(record, record->tokens_sum), record->run);
     for (size_t i = 0; i < TF_JSONL_STAGE_COUNT; i++) /* five to a line of a narrow terminal */
       tf_buffer_printf(out, "%s  %s %.0f",
                        i == 0   ? "mean ms"
@@ -167,6 +174,8 @@ void tf_report_summary(const tf_run_record *record, const char *output, const ch
     tf_buffer_printf(out, "%llu sidecars were there already and stay as they were (--overwrite replaces them)\n",
                      (unsigned long long)record->sidecars_kept);
   if (output) tf_buffer_printf(out, "captions: %s\n", output);
+  if (output && strcmp(record->state, "interrupted") == 0)
+    tf_buffer_printf(out, "the same command goes on from there\n");
   if (errors && record->output_failures > 0)
     tf_buffer_printf(out, "failures: %s (%llu; --retry-failed tries them again)\n", errors,
                      (unsigned long long)record->output_failures);

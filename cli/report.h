@@ -19,7 +19,8 @@ typedef struct tf_run_record {
   const char *queue;
   const char *model_dir; /* NULL on a deployment */
   const tf_submit_settings *settings;
-  int64_t max_pixels; /* private stack only */
+  int64_t max_pixels;        /* private stack only */
+  const char *compute, *cpu; /* what was used, never "auto"; NULL on a deployment */
   tf_queue_model model;
   int64_t started_unix_ms, ended_unix_ms; /* 0: not yet */
   int64_t working_ms;                     /* from the first image submitted to the last answer */
@@ -29,6 +30,7 @@ typedef struct tf_run_record {
   uint64_t upgraded;                         /* lines of earlier runs that were replaced */
   uint64_t already;                          /* passed over: an earlier run has done them, or they are named twice */
   uint64_t output_captions, output_failures; /* pictures in the output altogether */
+  bool full_detail;                          /* --upgrade found no line of fewer vision tokens */
   bool stays_auto; /* upgraded lines of a run with --vision-tokens auto: the output's setting stays that */
   bool shuffled;
   uint64_t seed;

@@ -15,7 +15,8 @@ typedef struct report_config {
 
 #define FIELD(name) offsetof(report_config, name)
 static const tf_option options[] = {
-    {"page", 'o', TF_OPTION_STRING, FIELD(page), 0, 0, NULL, "PAGE", "The page to write; else FILE.html"},
+    {"page", 'o', TF_OPTION_STRING, FIELD(page), 0, 0, NULL, "PAGE",
+     "The page to write (-: to standard output); else FILE.html"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Threads for thumbnails (0: every core)"},
     {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels",
      "Larger pictures have no thumbnail"},
@@ -45,10 +46,10 @@ static int write_page(const report_config *config, const char *output) {
   if (code)
     tf_say("%s", error.text);
   else
-    tf_say("%s: %llu captions, %llu failures", wanted.page, (unsigned long long)counts.captions,
-           (unsigned long long)counts.failures);
+    tf_say("%s: %llu captions, %llu failures", strcmp(wanted.page, "-") == 0 ? "standard output" : wanted.page,
+           (unsigned long long)counts.captions, (unsigned long long)counts.failures);
   free(page);
-  return code ? TF_EXIT_FAILED : TF_EXIT_OK;
+  return code == TF_ERR_INVALID_ARGUMENT ? TF_EXIT_USAGE : code ? TF_EXIT_FAILED : TF_EXIT_OK;
 }
 
 int tf_report_main(int argc, char **argv) {

@@ -3,6 +3,8 @@
  * The temporary name is hidden and the photo's own: what a killed run leaves there, the next one writes over. */
 #include "cli/sidecar.h"
 
+#include "cli/inputs.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -82,6 +84,14 @@ static int move_into_place(const char *from, const char *to, bool overwrite) {
   return link(from, to) ? errno : 0; /* the caller removes the other name */
 }
 
+/* What --overwrite must leave alone: another picture, and what is no file. NULL: it may be replaced. */
+static const char *keeper(const char *path) {
+  struct stat status;
+  if (lstat(path, &status)) return NULL;
+  if (!S_ISREG(status.st_mode) && !S_ISLNK(status.st_mode)) return "what has its name is not a regular file";
+  return tf_inputs_has_signature(path) ? "what has its name is a picture" : NULL;
+}
+
 tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite, bool *kept, bool *disk_full,
                          tf_error *error) {
   tf_buffer path, temporary;
@@ -95,12 +105,14 @@ tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite,
   tf_buffer_printf(&temporary, ".%s.tokenflex", path.data ? path.data + folder : "");
   bool named = path.data && temporary.data && !path.overflow && !temporary.overflow;
   int failed = !named ? ENAMETOOLONG : is_itself(photo, &path) ? EEXIST : 0;
+  const char *why = !failed && overwrite ? keeper(path.data) : NULL;
+  if (why) failed = EPERM;
   if (!failed) failed = write_new(temporary.data, caption);
   if (!failed) failed = move_into_place(temporary.data, path.data, overwrite);
-  if (temporary.data) unlink(temporary.data);
+  if (temporary.data && !why) unlink(temporary.data);
   *kept = failed == EEXIST;
   *disk_full = failed == ENOSPC || failed == EDQUOT;
-  if (failed && !*kept) tf_fail(error, TF_ERR_IO, "its sidecar can not be written: %s", strerror(failed));
+  if (failed && !*kept) tf_fail(error, TF_ERR_IO, "its sidecar can not be written: %s", why ? why : strerror(failed));
   tf_buffer_free(&path);
   tf_buffer_free(&temporary);
   return failed && !*kept ? TF_ERR_IO : TF_OK;

@@ -13,7 +13,8 @@ void tf_sidecar_path(const char *photo, tf_buffer *out);
 bool tf_sidecar_exists(const char *photo);
 /* The sidecar holds exactly this caption: nobody has edited it. */
 bool tf_sidecar_holds(const char *photo, const char *caption);
-/* Writes it beside its place, syncs it, moves it there. overwrite false: what is there stays; *kept tells so.
+/* Writes it beside its place, syncs it, moves it there. overwrite false: what is there stays; *kept tells so;
+ * true: it is replaced, but for a picture (by its signature) and what is no regular file.
  * TF_ERR_IO: the text says why; *disk_full: nothing more will fit there. */
 tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite, bool *kept, bool *disk_full,
                          tf_error *error);

@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "cli/command.h"
+#include "cli/replace.h"
+#include "cli/target.h"
 
 enum { TEXT_BYTES_MAX = 16 << 20 };
 
@@ -17,10 +19,10 @@ enum { TEXT_BYTES_MAX = 16 << 20 };
 static const tf_option table[] = {
   {"arrivals", 'a', TF_OPTION_CHOICE, AT(arrivals), 0, 0, "poisson", "constant|poisson|step|burst|wave|ramp|trace", "How jobs arrive; step, burst, wave and ramp are Poisson around their rate"},
   {"rate", 'r', TF_OPTION_REAL, AT(rate), 0, 1e7, "2", "jobs/s", "Of arrivals; the lower one of step, wave and ramp"},
-  {"peak", 0, TF_OPTION_REAL, AT(peak), 0, 1e7, "0", "jobs/s", "The higher one of step, wave and ramp (up to it at half time, and back)"},
+  {"peak", 0, TF_OPTION_REAL, AT(peak), 0, 1e7, "0", "jobs/s", "The higher one of step, wave and ramp, which need it (ramp: up to it at half time, and back)"},
   {"from-s", 0, TF_OPTION_REAL, AT(from_s), 0, 1e9, "60", "s", "step: the peak begins"},
   {"until-s", 0, TF_OPTION_REAL, AT(until_s), 0, 1e9, "0", "s", "step: the peak ends (0: with the run)"},
-  {"period-s", 0, TF_OPTION_REAL, AT(period_s), 0, 1e9, "0", "s", "burst: between two; wave: of one (0: the whole run)"},
+  {"period-s", 0, TF_OPTION_REAL, AT(period_s), 0, 1e9, "0", "s", "burst: between two (must be given); wave: of one (0: the whole run)"},
   {"burst-jobs", 0, TF_OPTION_INT, AT(burst_jobs), 0, 1e8, "100", "jobs", "burst: added at once"},
   {"even", 0, TF_OPTION_FLAG, AT(even), 0, 0, NULL, NULL, "Evenly spaced instead of Poisson"},
   {"trace", 't', TF_OPTION_STRING, AT(trace), 0, 0, NULL, "FILE", "Recorded arrivals: seconds, or JSON lines with arrived_s (and finished_s, wait_ms, vision_tokens)"},
@@ -61,21 +63,27 @@ static const tf_program program = {
     .option_count = sizeof table / sizeof *table,
 };
 
+static tf_code check_plot(const char *path, char **target, tf_error *error) {
+  static const tf_file_kind kind = {"a plot of tokenflex", "<svg xmlns=", "<style>.g{stroke:#e3e3e3}"}; /* cli/plot.c */
+  return tf_target_check(path, &kind, NULL, target, error);
+}
+
 static tf_code write_file(const char *path, const tf_buffer *text, tf_error *error) {
-  FILE *file = fopen(path, "w");
-  if (!file) return tf_fail(error, TF_ERR_IO, "%s: %s", path, strerror(errno));
-  bool well = fwrite(text->data, 1, text->size, file) == text->size;
-  well = fclose(file) == 0 && well;
-  return well ? TF_OK : tf_fail(error, TF_ERR_IO, "%s: %s", path, strerror(errno));
+  tf_replace file;
+  tf_code code = tf_replace_begin(&file, path, error);
+  if (!code) code = tf_replace_write(&file, text->data, text->size, error);
+  if (!code) code = tf_replace_commit(&file, NULL, error);
+  tf_replace_end(&file);
+  return code;
 }
 
 static tf_code draw(const tf_simulate_options *options, const tf_simulation *config, const tf_simulate_row *rows,
-                    size_t count, tf_error *error) {
+                    size_t count, const char *target, tf_error *error) {
   tf_buffer text;
   tf_buffer_init(&text, TEXT_BYTES_MAX);
   const char *title = options->title ? options->title : "tokenflex simulate";
   bool well = tf_simulate_plot(config, title, rows, count, &text) && !text.overflow;
-  tf_code code = well ? write_file(options->plot, &text, error)
+  tf_code code = well ? write_file(target, &text, error)
                       : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "--plot: there is too little or too much to draw");
   tf_buffer_free(&text);
   return code;
@@ -142,12 +150,15 @@ int tf_simulate_main(int argc, char **argv) {
   size_t count = 0;
   code = config ? tf_simulate_setup(&options, &recorded, config, &error)
                 : tf_fail(&error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  char *plot = NULL;
+  if (code == TF_OK && options.plot) code = check_plot(options.plot, &plot, &error);
   if (code == TF_OK) code = run_all(&options, config, &recorded, rows, &count, &error);
   if (code == TF_OK) code = print(&options, config, rows, count, &error);
-  if (code == TF_OK && options.plot) code = draw(&options, config, rows, count, &error);
+  if (code == TF_OK && plot) code = draw(&options, config, rows, count, plot, &error);
   if (code != TF_OK) tf_say("%s", error.text);
   for (size_t i = 0; i < TF_SIMULATE_RULES_MAX; i++) tf_sim_result_free(&rows[i].result);
   tf_recorded_free(&recorded);
+  free(plot);
   free(config);
   return code == TF_OK ? TF_EXIT_OK : code == TF_ERR_INVALID_ARGUMENT ? TF_EXIT_USAGE : TF_EXIT_FAILED;
 }

@@ -1,6 +1,6 @@
 /* What a simulation is shown as. In: rows of results. Out: a table for people, JSON for programs, a plot.
- * Waits are those of finished jobs, in all stages together (timing_ms.queue + timing_ms.wait of a real result).
- * Throughput: finished jobs over the time from the first arrival to the last end. */
+ * Waits are those of finished jobs (the table says how many are not in them), in all stages together (timing_ms.queue +
+ * timing_ms.wait of a real result). Throughput: finished jobs over the time from the first arrival to the last end. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -31,6 +31,11 @@ void tf_simulate_table(const tf_simulation *config, const tf_simulate_row *rows,
                      one->wait_p50_s, one->wait_p95_s, one->wait_p99_s, one->mean_tokens);
     for (size_t i = 0; i < config->count_count; i++) tf_buffer_printf(out, " %5.3f", share(one, i));
     tf_buffer_printf(out, "\n");
+  }
+  for (size_t r = 0; r < count; r++) {
+    const tf_sim_result *one = rows[r].result;
+    unsigned long long lost = (unsigned long long)one->unfinished + (unsigned long long)one->refused;
+    if (lost > 0) tf_buffer_printf(out, "p50, p95, p99 of %s: %llu unfinished are not in these\n", rows[r].name, lost);
   }
 }
 
@@ -107,8 +112,15 @@ static double captioned(const tf_sim_result *result, size_t at) {
   }
   return jobs / (steps * result->step_s);
 }
+/* In a short run a step is shorter than what is between two observations: what was seen last holds. */
+static const tf_sim_moment *last_seen(const tf_sim_result *result, size_t at) {
+  while (at > 0 && !result->moments[at].seen) at--;
+  return result->moments[at].seen ? &result->moments[at] : NULL;
+}
+
 static double depth(const tf_sim_result *result, size_t at) {
-  return result->moments[at].seen ? result->moments[at].unfinished : NAN;
+  const tf_sim_moment *moment = last_seen(result, at);
+  return moment ? moment->unfinished : NAN;
 }
 static double tokens(const tf_sim_result *result, size_t at) {
   double sum = 0, jobs = 0;
@@ -133,10 +145,12 @@ static double wait_p95(const tf_sim_result *result, size_t at) {
   return sum.finished ? tf_sim_moment_wait_s(&sum, 0.95) : NAN;
 }
 static double llms(const tf_sim_result *result, size_t at) {
-  return result->moments[at].seen ? result->moments[at].llms : NAN;
+  const tf_sim_moment *moment = last_seen(result, at);
+  return moment ? moment->llms : NAN;
 }
 static double wanted_llms(const tf_sim_result *result, size_t at) {
-  return result->moments[at].seen ? result->moments[at].wanted_llms : NAN;
+  const tf_sim_moment *moment = last_seen(result, at);
+  return moment ? moment->wanted_llms : NAN;
 }
 
 static tf_plot_panel *add_panel(tf_plot *plot, const char *title, bool logarithmic) {

@@ -157,9 +157,16 @@ tf_code tf_simulate_arrivals(const tf_simulate_options *options, tf_recorded *re
   static const char *const names[] = {"constant", "poisson", "step", "burst", "wave", "ramp", "trace"};
   for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
     if (strcmp(names[i], options->arrivals) == 0) arrivals->shape = (tf_arrivals_shape)i;
+  bool has_peak =
+      arrivals->shape == TF_ARRIVALS_STEP || arrivals->shape == TF_ARRIVALS_WAVE || arrivals->shape == TF_ARRIVALS_RAMP;
+  if (has_peak && options->peak <= 0)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--arrivals %s goes between two rates: give --peak as well",
+                   options->arrivals);
+  if (arrivals->shape == TF_ARRIVALS_BURST && options->period_s <= 0)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--arrivals burst: give --period-s, the time between two bursts");
   arrivals->even = options->even;
   arrivals->rate = options->rate;
-  arrivals->peak = options->peak > 0 ? options->peak : options->rate;
+  arrivals->peak = options->peak;
   arrivals->duration_s = options->duration_s;
   arrivals->from_s = options->from_s;
   arrivals->until_s = options->until_s > 0 ? options->until_s : options->duration_s;

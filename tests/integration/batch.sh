@@ -223,6 +223,9 @@ same "--upgrade: one line a picture, all at full detail" "0 60 16" "$status $(co
 check "each picture once" once u.jsonl
 check "it says how many" said up2 "60 lines of fewer vision tokens were replaced"
 check "the lines' place is empty" test ! -e u.jsonl.upgrade -a ! -e u.jsonl.new
+caption again --upgrade -o u.jsonl
+same "--upgrade with nothing to do: status 0" 0 "$status"
+check "and it says that all have full detail" said again "all have full detail"
 caption up3 "$p" --upgrade -o u.jsonl
 same "with names the new ones come, too" "0 300" "$status $(count u.jsonl)"
 caption low "$p" --vision-tokens 4 -o k.jsonl

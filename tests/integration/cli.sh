@@ -53,6 +53,8 @@ same "keys of an error" '["id","image","code","message","attempts"]' "$(jq -sc '
 check "errors are on stderr, too" said mixed "photos/short.jpg: image_truncated: JPEG"
 same "counts in the run file" '{"captioned":4,"failed":3,"skipped":1}' "$(jq -c '.result | {captioned, failed, skipped}' "$out.run.json")"
 same "state in the run file" complete "$(jq -r .state "$out.run.json")"
+same "the arithmetic and the instructions that were used" "true true" \
+  "$(jq -r '.settings | "\(.compute | test("^(f32|bf16|int8)")) \(.cpu | test("^(portable|avx|vnni|amx)"))"' "$out.run.json")"
 check "a summary" said mixed "4 captioned, 3 failed, 1 other file skipped"
 check "the model is named" said mixed "$(jq -r .model.name "$out.run.json")"
 check "nothing is left behind" nothing_left
@@ -97,6 +99,10 @@ check "what differs is named" said usage "--max-new-tokens (then 40, now 7)"
 echo "mine" >"$DIR/notes"
 usage "an output that is somebody's" -o "$DIR/notes" "$DIR/photos"
 same "which is unharmed" mine "$(cat "$DIR/notes")"
+cp examples/coffee.jpg "$DIR/coffee.jpg"
+usage "--overwrite of what is no output" -o "$DIR/coffee.jpg" --overwrite "$DIR/photos"
+check "which is named" said usage "$DIR/coffee.jpg does not begin as captions"
+check "and unharmed" cmp -s examples/coffee.jpg "$DIR/coffee.jpg"
 usage "an output that is no file" -o "$DIR/fifo" --overwrite "$DIR/photos"
 usage "a queue's name" --queue 'a b' "$DIR/photos"
 usage "an empty prompt" --prompt '' "$DIR/photos"
@@ -117,6 +123,37 @@ check "it shows within two seconds" test "$(( ($(date +%s%N) - began) / 1000000 
 check "the message names the file" said broken_model "llm.gguf"
 check "no output is left of a run that never began" test ! -e "$DIR/never.jsonl"
 check "nothing is left behind by all of these" nothing_left
+
+# --- a report, a plot or a record replaces its own kind alone
+cd "$DIR" || exit 1
+caption paged "$DIR/photos/cat.jpg" -o paged.jsonl --report page.html
+same "a page" "0 1" "$status $(grep -c 'name="generator" content="tokenflex"' page.html)"
+echo "mine" >mine.html; cp "$DIR/photos/cat.jpg" photo.jpg; : >empty.html; mkfifo page.fifo
+ln -s page.html link.html; ln -s page.fifo fifo.html; ln -s nowhere dangling.html; ln paged.jsonl hard.jsonl
+keeps() { # WHAT WANTED COMMAND...: status 2, one line that has WANTED
+  local what=$1 wanted=$2; shift 2
+  timeout -k 5 60 "$TF" "$@" >keeps.out 2>keeps.err </dev/null
+  same "$what: status 2" 2 $?
+  check "$what: the message" grep -qF -- "$wanted" keeps.err
+}
+for name in mine.html photo.jpg page.fifo fifo.html dangling.html paged.jsonl ./paged.jsonl.run.json paged.jsonl.errors.jsonl hard.jsonl; do
+  keeps "report -o $name" "$name" report paged.jsonl -o "$name"
+done
+keeps "report into no folder" "the folder $DIR/gone is missing" report paged.jsonl -o "$DIR/gone/page.html"
+keeps "caption --report over a photo" "photo.jpg exists" caption photo.jpg -o fresh.jsonl --report photo.jpg
+keeps "caption --report over its own lines" "holds the captions' lines" caption photo.jpg -o fresh.jsonl --report "$DIR/none/../fresh.jsonl"
+keeps "caption --report into no folder" "the folder gone is missing" caption photo.jpg -o fresh.jsonl --report gone/page.html
+keeps "simulate --plot over a photo" "photo.jpg exists" simulate -d 10 --plot photo.jpg
+keeps "loadtest --record over a photo" "photo.jpg exists" loadtest -d 1 --record photo.jpg photo.jpg
+check "the run was not even begun" test ! -e fresh.jsonl
+same "what was there is unharmed" "mine 1 1" "$(cat mine.html) $(wc -l <paged.jsonl) $(cmp photo.jpg "$DIR/photos/cat.jpg" && echo 1)"
+check "as what it was" test -p page.fifo -a -L fifo.html -a -L dangling.html -a ! -e nowhere
+before=$(stat -c %i page.html)
+"$TF" report paged.jsonl -o link.html 2>/dev/null
+check "through a link its target is replaced" test -L link.html -a "$(stat -c %i page.html)" != "$before"
+"$TF" report paged.jsonl -o empty.html 2>/dev/null
+same "report -o - and an empty file: the same page" "$("$TF" report paged.jsonl -o - 2>/dev/null | cksum)" "$(cksum <empty.html)"
+cd "$OLDPWD" || exit 1
 
 # --- runs that end early
 crops "$DIR/crops" 100
@@ -145,6 +182,7 @@ for signal in INT TERM; do
   ended "stop_$signal"
   same "SIG$signal: status 1" 1 "$status"
   check "SIG$signal: says so" grep -q "interrupted: " "$DIR/stop_$signal.log"
+  check "SIG$signal: and how to go on" grep -q "the same command goes on" "$DIR/stop_$signal.log"
   check "SIG$signal: whole lines" whole_json "$DIR/stop_$signal.jsonl"
   same "SIG$signal: the run file tells as many as there are" "$(wc -l <"$DIR/stop_$signal.jsonl")" "$(jq .result.captioned "$DIR/stop_$signal.jsonl.run.json")"
   check "SIG$signal: nothing is left behind" nothing_left

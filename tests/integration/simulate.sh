@@ -16,7 +16,7 @@ same "fixed" '[144,1]' "$(ROW='[.mean_tokens, .shares["144"]]' row -r 1 -d 60 -p
 same "nothing is lost, workers die" '[0,true]' "$(ROW='[.unfinished, .retried > 0]' row -l 3 -r 6 -d 60 --event 20:llm:-2,40:llm:2)"
 same "the table has a line a rule" 4 "$(sim -d 20 -p adaptive,fixed:64,fixed:256 | wc -l)"
 for arrivals in constant poisson step burst wave ramp; do
-  same "arrivals $arrivals" '[0,true]' "$(ROW='[.unfinished, .finished > 50]' row -a "$arrivals" -l 4 -r 1 --peak 8 -d 60)"
+  same "arrivals $arrivals" '[0,true]' "$(ROW='[.unfinished, .finished > 50]' row -a "$arrivals" -l 4 -r 1 --peak 8 --period-s 60 -d 60)"
 done
 same "autoscaling uses more workers" true \
   "$(ROW='.worker_hours.decode > 0.1' row -r 12 -d 300 -e 2 -l 1 --autoscale --llms-max 12)"
@@ -45,6 +45,11 @@ same "its title" 1 "$(grep -c 'a &lt; b &amp; &quot;c&quot;' "$DIR/plot.svg")"
 same "four panels" 4 "$(grep -c 'class="p"' "$DIR/plot.svg")"
 check "no number is wrong" bash -c "! grep -qiE 'nan|inf' '$DIR/plot.svg'"
 
+sim -r 5 -d 5 --plot "$DIR/short.svg" >/dev/null
+same "a run shorter than its observations are apart: four lines" 4 "$(grep -cE 'class="l".* d="M[0-9. ]+(L[0-9. ]+)+' "$DIR/short.svg")"
+same "percentiles say what is not in them" "p50, p95, p99 of measured: 1 unfinished are not in these" \
+  "$(sim -a trace -t "$DIR/run.jsonl" | tail -1)"
+
 # Refusals: exit 2, and the text names what is wrong.
 refused() { local name=$1 wanted=$2 said; shift 2; said=$(sim "$@" 2>&1 >/dev/null); same "$name: exit" 2 $?
   case $said in *"$wanted"*) check "$name: text" true ;; *) same "$name: text" "$wanted" "$said" ;; esac; }
@@ -54,6 +59,8 @@ refused "counts without service times" "--decode-service-ms" --counts 8,16
 refused "too few service times" "2 values for 3" --decode-service-ms 1,2
 refused "a service time of nothing" "above 0" --decode-service-ms 0
 refused "an event that is none" "30:llm:-2" --event 5:router:1
+for arrivals in step wave ramp; do refused "$arrivals without a peak" "give --peak" -a "$arrivals"; done
+refused "bursts without a time between" "give --period-s" -a burst
 refused "a trace without a file" "--trace" -a trace
 refused "an argument too many" "extra" extra
 bad() { local name=$1 wanted=$2 said; shift 2; said=$(sim "$@" 2>&1 >/dev/null); same "$name: exit" 1 $?
@@ -63,4 +70,4 @@ printf '1\nx\n' >"$DIR/bad"; bad "a line that is none" "bad:2" -a trace -t "$DIR
 : >"$DIR/empty"; bad "an empty trace" "no arrivals" -a trace -t "$DIR/empty"
 printf '{' >"$DIR/bad.json"; bad "a broken service file" "bad.json:1" -s "$DIR/bad.json"
 printf '{"counts":[1,2],"encode":{"service_ms":[1]}}' >"$DIR/short.json"; bad "a short service file" "2 numbers" -s "$DIR/short.json"
-bad "a plot that can't be written" "$DIR/no/where" -d 10 --plot "$DIR/no/where"
+refused "a plot that can't be written" "$DIR/no/where" -d 10 --plot "$DIR/no/where"

@@ -2,6 +2,7 @@
  * In: words, small files. Out: times, files beside photos, lines found again, outputs merged. */
 #include <criterion/criterion.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cli/plot.h"
 #include "cli/duplicates.h"
 #include "cli/jsonl.h"
 #include "cli/pace.h"
@@ -133,6 +135,13 @@ Test(caption_parts, sidecars_replace_nothing_unasked) {
   cr_assert_eq(tf_sidecar_write("q.txt", "x", true, &kept, &full, &problem), TF_OK);
   cr_assert(kept, "a photo is never replaced by its own caption");
   cr_assert_not(tf_sidecar_exists("q.txt"));
+  write_text("s.txt", "GIF89a, a picture by its signature, is never replaced");
+  cr_assert_eq(tf_sidecar_write("s.jpg", "x", true, &kept, &full, &problem), TF_ERR_IO);
+  cr_assert_not_null(strstr(problem.text, "a picture"), "%s", problem.text);
+  cr_assert_str_eq(content_of("s.txt"), "GIF89a, a picture by its signature, is never replaced");
+  cr_assert_eq(mkfifo("f.txt", 0600), 0);
+  cr_assert_eq(tf_sidecar_write("f.jpg", "x", true, &kept, &full, &problem), TF_ERR_IO);
+  cr_assert_not_null(strstr(problem.text, "not a regular file"), "%s", problem.text);
   cr_assert_eq(tf_sidecar_write("none/p.jpg", "x", false, &kept, &full, &problem), TF_ERR_IO);
   cr_assert_eq(system("test -z \"$(find . -name '.*.tokenflex')\""), 0, "nothing else is left");
 }
@@ -251,4 +260,26 @@ Test(caption_parts, what_an_upgrade_takes) {
   tf_upgrade_close(&upgrade);
   tf_output_close(&output, &problem);
   tf_past_free(&past);
+}
+
+/* -- plots -- */
+
+Test(caption_parts, a_lone_point_of_a_plot_is_a_dot) {
+  static const double x[] = {0, 1, 2, 3, 4, 5}, y[] = {NAN, 1, NAN, 2, 3, NAN};
+  tf_plot plot = {.title = "t", .x_label = "x", .x = x, .count = 6, .panel_count = 1};
+  plot.panels[0] = (tf_plot_panel){.title = "p", .mark = NAN, .line_count = 1};
+  plot.panels[0].lines[0] = (tf_plot_line){.label = "l", .y = y};
+  tf_buffer svg;
+  tf_buffer_init(&svg, 65536);
+  tf_plot_svg(&plot, &svg);
+  const char *line = svg.data ? strstr(svg.data, "class=\"l\"") : NULL;
+  cr_assert_not_null(line);
+  size_t size = strcspn(line, ">"), dots = 0, strokes = 0;
+  for (size_t i = 0; i < size; i++) {
+    dots += strncmp(line + i, "a1.2 1.2 0 1 0 2.4 0", 20) == 0;
+    strokes += line[i] == 'L';
+  }
+  cr_assert_eq(dots, 1);
+  cr_assert_eq(strokes, 1);
+  tf_buffer_free(&svg);
 }

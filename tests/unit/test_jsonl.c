@@ -129,13 +129,14 @@ Test(jsonl, run_file) {
                           .ended_unix_ms = 1738318510000,
                           .working_ms = 8000,
                           .captioned = 15,
+                          .duplicates = 3,
                           .failed = 1,
                           .output_failures = 1,
                           .tokens_sum = 15 * 144};
   strcpy(record.model.name, "tiny/01234567");
   record.model.token_counts[0] = 144;
   record.model.token_count_count = 1;
-  record.timing_ms_sum[3] = 150;
+  record.timing_ms_sum[3] = 120;
   cr_assert_eq(tf_report_json(&record, &line, &problem), TF_OK);
   json_t *object = parsed();
   json_t *result = json_object_get(object, "result"), *asked = json_object_get(object, "settings");
@@ -146,7 +147,8 @@ Test(jsonl, run_file) {
   cr_assert(json_is_null(json_object_get(asked, "redis")));
   cr_assert_str_eq(json_string_value(json_array_get(json_object_get(asked, "inputs"), 1)), "caf\\xE9");
   cr_assert_eq(json_integer_value(json_object_get(result, "captioned")), 15);
-  cr_assert_float_eq(json_number_value(json_object_get(result, "images_per_second")), 2, 1e-9);
+  cr_assert_eq(json_integer_value(json_object_get(result, "computed")), 12);
+  cr_assert_float_eq(json_number_value(json_object_get(result, "images_per_second")), 1.5, 1e-9);
   cr_assert_float_eq(json_number_value(json_object_get(result, "mean_vision_tokens")), 144, 1e-9);
   cr_assert_float_eq(json_number_value(json_object_get(json_object_get(result, "mean_timing_ms"), "encode")), 10, 1e-9);
   json_decref(object);
@@ -154,8 +156,10 @@ Test(jsonl, run_file) {
   record.state = "interrupted";
   tf_report_summary(&record, "o.jsonl", "o.jsonl.errors.jsonl", &line);
   cr_assert_not_null(
-      strstr(line.data, "interrupted: 15 captioned, 1 failed\n8s, 2.00 images/s, mean 144 vision tokens, run 2025"));
+      strstr(line.data,
+             "interrupted: 15 captioned, 1 failed\n8s, computed 12, 1.50 images/s, mean 144 vision tokens, run 2025"));
   cr_assert_not_null(strstr(line.data, "failures: o.jsonl.errors.jsonl (1; --retry-failed tries them again)\n"));
+  cr_assert_not_null(strstr(line.data, "captions: o.jsonl\nthe same command goes on from there\n"));
 }
 
 Test(jsonl, token_counts) {

@@ -159,6 +159,47 @@ Test(output, a_full_disk_leaves_whole_lines) {
   tf_buffer_free(&line);
 }
 
+/* Standard output is a file of this test's own here. */
+Test(output, full_standard_output_promises_nothing) {
+  tf_buffer line = line_of("0123456789012345678901234567890123456789");
+  struct rlimit limit = {20, 20};
+  signal(SIGXFSZ, SIG_IGN);
+  int kept = dup(STDOUT_FILENO), file = open("stdout", O_RDWR | O_CREAT, 0600);
+  cr_assert(kept >= 0 && file >= 0);
+  cr_assert_eq(tf_output_open(&output, NULL, TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert_eq(tf_output_begin(&output, true, &problem), TF_OK);
+  cr_assert_eq(dup2(file, STDOUT_FILENO), STDOUT_FILENO);
+  cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  tf_code code = tf_output_caption(&output, &line, NULL, &problem);
+  dup2(kept, STDOUT_FILENO);
+  cr_assert_eq(code, TF_ERR_IO);
+  cr_assert_not_null(strstr(problem.text, "standard output: "), "%s", problem.text);
+  cr_assert_null(strstr(problem.text, "goes on"), "%s", problem.text);
+  cr_assert_not_null(strstr(problem.text, "-o FILE"), "%s", problem.text);
+  tf_output_close(&output, &problem);
+  tf_buffer_free(&line);
+}
+
+Test(output, only_captions_are_begun_anew) {
+  static const struct {
+    const char *text;
+    bool ours;
+  } files[] = {{"", true},
+               {"{\"id\":\"r-1\",\"image\":\"a.jpg\"}\n", true},
+               {"image,caption,vision_tokens,requested\n", true},
+               {"\xff\xd8\xff a photo", false},
+               {"{\"name\":\"somebody's\"}\n", false}};
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    FILE *file = fopen("o.jsonl", "w");
+    cr_assert_not_null(file);
+    fputs(files[i].text, file);
+    fclose(file);
+    cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+    cr_assert_eq(tf_output_is_ours(&output, &problem) == TF_OK, files[i].ours, "%s", files[i].text);
+    tf_output_close(&output, &problem);
+  }
+}
+
 /* -- private folders -- */
 
 static int entries_in(const char *path) {

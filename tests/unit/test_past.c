@@ -178,12 +178,14 @@ static tf_earlier earlier_of(const char *json) {
 static const tf_submit_settings same = {.vision_tokens = 256, .max_new_tokens = 40};
 static const char record[] =
     "{\"run\":\"r1\",\"settings\":{\"vision_tokens\":256,\"prompt\":null,\"max_new_tokens\":40,"
-    "\"folder\":\"/photos\"},\"model\":{\"pair_hash\":\"aaaa\"}}";
+    "\"compute\":\"f32\",\"folder\":\"/photos\"},\"model\":{\"pair_hash\":\"aaaa\"}}";
 
 Test(past, same_settings_may_go_on) {
   tf_earlier earlier = earlier_of(record);
-  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, "aaaa", TF_FORMAT_JSONL, false, &problem), TF_OK);
-  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, NULL, TF_FORMAT_JSONL, false, &problem), TF_OK);
+  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, "aaaa", "f32", TF_FORMAT_JSONL, false, &problem), TF_OK);
+  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, NULL, "f32", TF_FORMAT_JSONL, false, &problem), TF_OK);
+  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, "aaaa", NULL, TF_FORMAT_JSONL, false, &problem), TF_OK,
+               "a deployment's arithmetic is its own");
   cr_assert_str_eq(earlier.folder, "/photos");
   tf_earlier_free(&earlier);
 }
@@ -191,12 +193,15 @@ Test(past, same_settings_may_go_on) {
 Test(past, changed_settings_are_refused_by_name) {
   tf_earlier earlier = earlier_of(record);
   tf_submit_settings other = {.vision_tokens = 64, .max_new_tokens = 20, .prompt = "What is it?"};
-  cr_assert_eq(tf_earlier_compare(&earlier, "o", &other, "bbbb", TF_FORMAT_CSV, false, &problem),
+  cr_assert_eq(tf_earlier_compare(&earlier, "o", &other, "bbbb", "int8+int8x2", TF_FORMAT_CSV, false, &problem),
                TF_ERR_INVALID_ARGUMENT);
-  static const char *const named[] = {
-      "the model (then aaaa, now bbbb)",    "--prompt (then the model's own prompt, now",
-      "--max-new-tokens (then 40, now 20)", "--vision-tokens (then 256, now 64)",
-      "--format (then jsonl, now csv)",     "--overwrite"};
+  static const char *const named[] = {"the model (then aaaa, now bbbb)",
+                                      "--prompt (then the model's own prompt, now",
+                                      "--max-new-tokens (then 40, now 20)",
+                                      "--vision-tokens (then 256, now 64)",
+                                      "--format (then jsonl, now csv)",
+                                      "--compute (then f32, now int8+int8x2)",
+                                      "--overwrite"};
   for (size_t i = 0; i < sizeof named / sizeof named[0]; i++)
     cr_assert_not_null(strstr(problem.text, named[i]), "%s not in: %s", named[i], problem.text);
   tf_earlier_free(&earlier);
@@ -205,9 +210,9 @@ Test(past, changed_settings_are_refused_by_name) {
 Test(past, an_upgrade_may_ask_for_more_tokens_not_for_fewer) {
   tf_earlier earlier = earlier_of("{\"settings\":{\"vision_tokens\":144,\"max_new_tokens\":40}}");
   tf_submit_settings fewer = {.vision_tokens = 64, .max_new_tokens = 40};
-  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, NULL, TF_FORMAT_JSONL, true, &problem), TF_OK);
-  cr_assert_neq(tf_earlier_compare(&earlier, "o", &same, NULL, TF_FORMAT_JSONL, false, &problem), TF_OK);
-  cr_assert_neq(tf_earlier_compare(&earlier, "o", &fewer, NULL, TF_FORMAT_JSONL, true, &problem), TF_OK);
+  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, NULL, "f32", TF_FORMAT_JSONL, true, &problem), TF_OK);
+  cr_assert_neq(tf_earlier_compare(&earlier, "o", &same, NULL, "f32", TF_FORMAT_JSONL, false, &problem), TF_OK);
+  cr_assert_neq(tf_earlier_compare(&earlier, "o", &fewer, NULL, "f32", TF_FORMAT_JSONL, true, &problem), TF_OK);
   tf_earlier_free(&earlier);
 }
 
@@ -215,7 +220,7 @@ Test(past, a_record_that_is_missing_or_broken_is_refused) {
   tf_earlier earlier;
   cr_assert_eq(tf_earlier_read("none.json", &earlier, &problem), TF_OK);
   cr_assert_not(earlier.found);
-  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, NULL, TF_FORMAT_JSONL, false, &problem),
+  cr_assert_eq(tf_earlier_compare(&earlier, "o", &same, NULL, "f32", TF_FORMAT_JSONL, false, &problem),
                TF_ERR_INVALID_ARGUMENT);
   cr_assert_not_null(strstr(problem.text, "o.run.json"));
   WRITE("bad.json", "{\"settings\":");
