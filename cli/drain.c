@@ -80,6 +80,14 @@ static tf_code ask(const tf_deployment *where, tf_link *link, const char *instan
   return code;
 }
 
+/* What is known of the worker is old, and nothing newer will come. */
+static tf_code fail_unseen(const tf_status_worker *worker, int64_t routers, tf_error *error) {
+  return tf_fail(error, TF_ERR_WORKER_LOST, "%s was last heard of %.0f s ago, with %lld jobs: %s", worker->instance,
+                 (double)worker->silent_ms / 1000, (long long)worker->jobs_out,
+                 routers == 0 ? "no router is alive that could tell it to drain, or what became of it"
+                              : "it seems to be gone already");
+}
+
 static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_status *statuses, const char *instance,
                          tf_error *error) {
   int64_t until_ms = tf_now_ms() + config->timeout_s * 1000, told_ms = tf_now_ms();
@@ -88,8 +96,14 @@ static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_st
     tf_code code = look(where, statuses, error);
     if (code) return code;
     const tf_status_worker *worker = NULL;
-    for (size_t i = 0; !worker && i < where->count; i++) worker = find(&statuses[i], instance);
+    int64_t routers = 0;
+    for (size_t i = 0; i < where->count; i++) {
+      const tf_status_worker *seen = find(&statuses[i], instance);
+      if (seen) routers += statuses[i].routers;
+      if (!worker || (seen && seen->silent_ms < worker->silent_ms)) worker = seen ? seen : worker;
+    }
     if (!worker) return TF_OK;
+    if (routers == 0 || worker->silent_ms > TF_STATUS_GONE_MS) return fail_unseen(worker, routers, error);
     if (tf_interrupt_count() > 0)
       return tf_fail(error, TF_ERR_CANCELLED, "interrupted; the worker drains all the same");
     int64_t now_ms = tf_now_ms();
@@ -109,11 +123,18 @@ static tf_code drain(const drain_config *config, tf_deployment *where, tf_status
   char instance[sizeof statuses->workers->instance];
   tf_code code = look(where, statuses, error);
   if (!code) code = choose(where, statuses, part, instance, error);
+  size_t told = 0;
   for (size_t i = 0; !code && i < where->count; i++) {
     if (!find(&statuses[i], instance)) continue;
     code = ask(where, &where->links[i], instance, error);
-    if (!code && statuses[i].routers == 0) tf_say("no router of %s is alive to tell the worker", where->places[i]);
+    if (!code && statuses[i].routers == 0 && where->count > 1)
+      tf_say("no router of %s is alive to tell the worker", where->places[i]);
+    told += !code && statuses[i].routers > 0;
   }
+  if (!code && told == 0)
+    code = tf_fail(error, TF_ERR_WORKER_LOST,
+                   "%s was not told: nobody serves this queue (a router that comes within 10 minutes will tell it)",
+                   instance);
   if (!code && !config->no_wait) code = wait_gone(config, where, statuses, instance, error);
   if (!code) printf("%s\t%s\n", instance, config->no_wait ? "asked to drain" : "has gone");
   return code;

@@ -6,7 +6,7 @@
 #include "cli/deployment.h"
 #include "cli/queue.h"
 
-enum { TF_STATUS_WORKERS_MAX = 1024, TF_STATUS_ERRORS_MAX = 64, TF_STATUS_LOAD_OLD_MS = 5000 };
+enum { TF_STATUS_WORKERS_MAX = 1024, TF_STATUS_ERRORS_MAX = 64, TF_STATUS_LOAD_OLD_MS = 5000, TF_STATUS_GONE_MS = 10000 };
 
 typedef struct tf_status_worker {
   char instance[132], role[12], model[160], pair_hash[40], version[24];
