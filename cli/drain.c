@@ -103,7 +103,7 @@ static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_st
       if (!worker || (seen && seen->silent_ms < worker->silent_ms)) worker = seen ? seen : worker;
     }
     if (!worker) return TF_OK;
-    if (routers == 0 || worker->silent_ms > TF_STATUS_GONE_MS) return fail_unseen(worker, routers, error);
+    if (routers == 0 || tf_status_worker_is_gone(worker)) return fail_unseen(worker, routers, error);
     if (tf_interrupt_count() > 0)
       return tf_fail(error, TF_ERR_CANCELLED, "interrupted; the worker drains all the same");
     int64_t now_ms = tf_now_ms();
