@@ -20,6 +20,21 @@ static void read_answer(const redisReply *fields, tf_answer *out) {
   }
 }
 
+tf_code tf_collect_shared(tf_link *link, tf_collector *self, tf_error *error) {
+  redisReply *reply;
+  tf_code code = tf_link_ask(link, &reply, error, "TIME", NULL); /* what Redis makes stream ids of */
+  if (code) return code;
+  self->keep = true;
+  if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->type == REDIS_REPLY_STRING &&
+      reply->element[1]->type == REDIS_REPLY_STRING) {
+    int64_t now_ms =
+        strtoll(reply->element[0]->str, NULL, 10) * 1000 + strtoll(reply->element[1]->str, NULL, 10) / 1000;
+    snprintf(self->last, sizeof self->last, "%lld-0", (long long)now_ms - 1);
+  }
+  freeReplyObject(reply);
+  return TF_OK;
+}
+
 static void trim(tf_link *link, const tf_collector *self) {
   redisReply *reply;
   if (self->last[0] && tf_link_ask(link, &reply, NULL, "XTRIM", link->reply, "MINID", self->last, NULL) == TF_OK)
@@ -59,7 +74,7 @@ tf_code tf_collect(tf_link *link, tf_collector *self, int block_ms, tf_answer_fn
     any = true;
   }
   freeReplyObject(reply);
-  if (any) trim(link, self);
+  if (any && !self->keep) trim(link, self);
   return code;
 }
 

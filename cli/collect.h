@@ -1,5 +1,6 @@
-/* Takes finished jobs off the run's reply stream. In: `tf:{Q}:reply:RUN`. Out: one answer a call of the caller's
- * function. What has been handed over is trimmed from the stream, so that Redis stays small however long the run. */
+/* Takes finished jobs off a reply stream. In: `tf:{Q}:reply:RUN`. Out: one answer a call of the caller's function.
+ * What has been handed over is trimmed from the run's own stream, so that Redis stays small however long the run; a
+ * stream that the user named is others' too, and only read. */
 #ifndef TF_CLI_COLLECT_H
 #define TF_CLI_COLLECT_H
 
@@ -20,7 +21,12 @@ typedef tf_code (*tf_answer_fn)(void *context, const tf_answer *answer);
 
 typedef struct tf_collector {
   char last[48]; /* stream id; empty: from the start */
+  bool keep;     /* the stream is not this run's alone: nothing is trimmed */
 } tf_collector;
+
+/* Makes self a reader of a stream that others may read and write, too: from now on, as an old answer to an id is not
+ * this run's (an id that has ended is answered anew). TF_ERR_REDIS as in tf_link_command. */
+tf_code tf_collect_shared(tf_link *link, tf_collector *self, tf_error *error);
 
 /* Hands over at most TF_COLLECT_ENTRIES_MAX answers; waits up to block_ms for the first (0: not at all).
  * TF_ERR_REDIS as in tf_link_command; else what fn returned. */

@@ -426,6 +426,8 @@ static tf_code prepare(submission *self, tf_error *error) {
   self->collectors = calloc(self->deployment.count, sizeof *self->collectors);
   if (!self->collectors) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
   code = tf_deployment_connect(&self->deployment, error);
+  for (size_t i = 0; !code && self->config->reply && i < self->deployment.count; i++)
+    code = tf_collect_shared(&self->deployment.links[i], &self->collectors[i], error);
   return code ? code : check_counts(self, error);
 }
 

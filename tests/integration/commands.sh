@@ -97,6 +97,20 @@ run twin submit --wait --reply again --id kept "$DIR/photos/cat.jpg"
 same "an id that has ended is answered from before" "$(r --json xrange 'tf:{default}:results' - + | jq -r '.[0][1][3]')" "$(jq -r .caption "$DIR/twin.out")"
 check "a reply stream with a name of the user's stays" test "$(r ttl 'tf:{default}:reply:again')" -gt 0
 same "and nothing was done twice" 1 "$(length results)"
+for who in left right; do
+  start "$who" "$TF" submit --wait --reply both --id "$who" --max-new-tokens 2 --timeout-s 30 "$DIR/photos/cat.jpg"
+done
+wait "${PIDS[left]}"; left=$?; wait "${PIDS[right]}"; same "two who wait on one reply stream both get theirs" "0 0" "$left $?"
+unset "PIDS[left]" "PIDS[right]"
+same "each its own" "left right" "$(jq -r .id "$DIR/left.log" "$DIR/right.log" | xargs)"
+same "and both results are still there" 2 "$(length reply:both)"
+run first submit --wait --reply both --id twice "file://$DIR/photos/soon.jpg"
+same "a job that fails there: status 3" 3 "$status"
+cp examples/cat.jpg "$DIR/photos/soon.jpg"
+"$TF" dead retry twice >/dev/null
+check "and is put right" until_true 20 eval '[ "$(length reply:both)" = 4 ]'
+run second submit --wait --reply both --id twice "file://$DIR/photos/soon.jpg"
+same "whoever asks again gets what it is now, not the old failure" "0 twice" "$status $(jq -r 'select(.caption) | .id' "$DIR/second.out")"
 printf '\t%s\n' "$DIR/photos/cat.jpg" | "$TF" submit - 2>"$DIR/bad_list.err"
 same "a list with an empty id: status 1" 1 "${PIPESTATUS[1]}"
 check "the line is named" said bad_list "standard input, line 1"
