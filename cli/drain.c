@@ -50,23 +50,34 @@ static const tf_status_worker *find(const tf_status *status, const char *instanc
   return NULL;
 }
 
-/* The one worker whose name has this part, or is this. */
-static tf_code choose(const tf_deployment *where, const tf_status *statuses, const char *part,
-                      char instance[sizeof((tf_status_worker *)0)->instance], tf_error *error) {
-  size_t all = 0;
+typedef char worker_name[sizeof((tf_status_worker *)0)->instance];
+
+/* The one worker whose name has this part, or is this; instance "": none. gone: only those that nobody hears, else only
+ * the others. */
+static tf_code choose_of(const tf_deployment *where, const tf_status *statuses, const char *part, bool gone,
+                         worker_name instance, tf_error *error) {
   instance[0] = '\0';
   for (size_t s = 0; s < where->count; s++) {
     for (size_t i = 0; i < statuses[s].worker_count; i++) {
       const char *name = statuses[s].workers[i].instance;
-      all++;
+      if (tf_status_worker_is_gone(&statuses[s].workers[i]) != gone) continue;
       if (!strstr(name, part) || strcmp(instance, part) == 0 || strcmp(instance, name) == 0) continue;
       if (instance[0] && strcmp(name, part) != 0)
         return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%.100s is part of several names: %.120s, %.120s", part,
                        instance, name);
-      snprintf(instance, sizeof((tf_status_worker *)0)->instance, "%s", name);
+      snprintf(instance, sizeof(worker_name), "%s", name);
     }
   }
-  if (instance[0]) return TF_OK;
+  return TF_OK;
+}
+
+static tf_code choose(const tf_deployment *where, const tf_status *statuses, const char *part, worker_name instance,
+                      tf_error *error) {
+  size_t all = 0;
+  tf_code code = choose_of(where, statuses, part, false, instance, error);
+  if (!code && !instance[0]) code = choose_of(where, statuses, part, true, instance, error);
+  if (code || instance[0]) return code;
+  for (size_t s = 0; s < where->count; s++) all += statuses[s].worker_count;
   return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
                  "no worker is called %.100s; `tokenflex status` shows the %zu there are", part, all);
 }
@@ -120,7 +131,7 @@ static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_st
 
 static tf_code drain(const drain_config *config, tf_deployment *where, tf_status *statuses, const char *part,
                      tf_error *error) {
-  char instance[sizeof statuses->workers->instance];
+  worker_name instance;
   tf_code code = look(where, statuses, error);
   if (!code) code = choose(where, statuses, part, instance, error);
   size_t told = 0;

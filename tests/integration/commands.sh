@@ -264,7 +264,7 @@ same "drain with a server out of reach: status 1" 1 "$status"
 export TOKENFLEX_REDIS=unix://$DIR/redis.sock
 stop router KILL
 check "its router is given up" until_true 30 eval '"$TF" status --json | jq -e ".servers[0].routers == 0" >/dev/null'
-run left drain llm-
+run left drain "$("$TF" status --json | jq -r '[.servers[0].workers[] | select(.role == "llm")] | min_by(.silent_ms).instance')"
 same "drain that nobody can pass on: status 1" 1 "$status"
 check "it says so at once" said left "was not told: nobody serves this queue"
 check "workers that nobody hears are gone" until_true 20 eval '"$TF" status --json | jq -e ".servers[0].workers | length > 0 and all(.gone)" >/dev/null'
