@@ -204,6 +204,12 @@ for role in encoder llm; do
   check "which is another" test "$(child "tokenflex-$role")" != "$drained"
 done
 check "up lives" alive up
+port=$(free_port)
+start web /usr/bin/python3 -m http.server --bind 127.0.0.1 --directory "$DIR/photos" "$port"
+check "a web server is there" until_true 10 eval '(exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null'
+"$TF" submit --redis "$url" --queue q1 --wait --timeout-s 30 "http://127.0.0.1:$port/cat.jpg" >"$DIR/http.out" 2>&1
+same "--allow-http: a job may name a URL" "0 http://127.0.0.1:$port/cat.jpg" "$? $(jq -r 'select(.caption) | .image' "$DIR/http.out")"
+stop web
 eval "$(grep -oE 'XADD .*' "$DIR/up.log" | sed "s|^XADD 'tf|r XADD 'tf|; s|/photo.jpg|/cat.jpg|")" >/dev/null
 check "what up prints to submit works" until_true 10 eval '[ "$(r xlen "tf:{q1}:results")" = 1 ]'
 caption remote --redis "$url" --queue q1 "$DIR/crops" "$DIR/photos/text.jpg" -o "$DIR/remote.jsonl"
