@@ -1,5 +1,6 @@
 /* `tokenflex cancel`: asks the routers to stop jobs.
  * In: ids. Out: an entry on `tf:{Q}:cancel` for each; with --wait how each of them ended.
+ * Streams can not be searched by id: where jobs are unfinished, one that has not ended may be any of them.
  * A job that waits ends when a router claims it, one that runs within a step of its worker. */
 #include "cli/command.h"
 #include "cli/deployment.h"
@@ -27,7 +28,7 @@ static const tf_program program = {
     .name = "tokenflex cancel",
     .synopsis = "[options] ID...",
     .summary = "Stops jobs that wait or run: they end as dead letters with the code `cancelled`. Status 3: some had\n"
-               "ended before, or (--wait) have not ended in time.",
+               "ended before, are not known, or (--wait) have not ended in time.",
     .options = options,
     .option_count = sizeof options / sizeof options[0],
 };
@@ -77,20 +78,37 @@ static tf_code ask_all(const tf_deployment *where, const char **ids, size_t coun
   return code;
 }
 
+/* Jobs of that server that have not ended: one that is not known to have ended is among them, or nowhere. */
+static tf_code count_unfinished(tf_link *link, int64_t *out, tf_error *error) {
+  *out = 0;
+  for (size_t i = 0; i < 2; i++) {
+    redisReply *reply;
+    tf_code code = tf_link_ask(link, &reply, error, "XLEN", link->jobs[i], NULL);
+    if (code) return code;
+    *out += reply->type == REDIS_REPLY_INTEGER ? reply->integer : 0;
+    freeReplyObject(reply);
+  }
+  return TF_OK;
+}
+
 /* Prints what became of one id. *fine false: not what was asked for. */
 static tf_code tell_one(const cancel_config *config, const tf_deployment *where, const char *id, bool before,
                         int64_t until_ms, bool *fine, tf_error *error) {
   char end[256];
+  int64_t unfinished = 0;
   tf_link *link = tf_deployment_link(where, id);
-  tf_code code = wait_end(where, link, id, config->wait ? until_ms : 0, end, sizeof end, error);
+  tf_code code = count_unfinished(link, &unfinished, error); /* first: a job that ends meanwhile has its end noted */
+  if (!code) code = wait_end(where, link, id, config->wait && unfinished > 0 ? until_ms : 0, end, sizeof end, error);
   if (code) return code;
+  bool nowhere = !end[0] && unfinished == 0;
   bool dead = end[0] == 'd';
-  const char *what = before         ? (dead ? "is dead already" : "has its result already")
-                     : dead         ? "cancelled"
-                     : end[0]       ? "ended with a result first"
+  const char *what = before    ? (dead ? "is dead already" : "has its result already")
+                     : dead    ? "cancelled"
+                     : end[0]  ? "ended with a result first"
+                     : nowhere ? "no job with that id is known; one that comes within the dedupe window is cancelled"
                      : config->wait ? "has not ended yet: it may wait for a worker, or not be on this queue"
-                                    : "asked to stop";
-  *fine = !before && (dead || (!config->wait && !end[0]));
+                                    : "asked to stop, if it is among the unfinished jobs or comes later";
+  *fine = !before && (dead || (!config->wait && !end[0] && !nowhere));
   printf("%s\t%s\n", id, what);
   return TF_OK;
 }

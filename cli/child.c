@@ -136,6 +136,10 @@ void tf_child_end(tf_child *self, long wait_ms) {
   for (int i = 0; i < KILL_WAIT_MS && tf_child_running(self); i++) usleep(1000);
 }
 
+bool tf_child_ended_in_order(const tf_child *self) {
+  return self->ended && WIFEXITED(self->wait_status) && WEXITSTATUS(self->wait_status) == 0;
+}
+
 void tf_child_obituary(const tf_child *self, tf_buffer *out) {
   if (WIFSIGNALED(self->wait_status))
     tf_buffer_printf(out, "the %s was ended by signal %d (%s%s)", self->name, WTERMSIG(self->wait_status),

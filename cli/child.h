@@ -33,6 +33,8 @@ bool tf_child_running(tf_child *self);
 void tf_child_signal(tf_child *self, int number);
 /* Waits up to wait_ms for the end, then kills. */
 void tf_child_end(tf_child *self, long wait_ms);
+/* Whether it has ended by itself with exit status 0. */
+bool tf_child_ended_in_order(const tf_child *self);
 /* "the encoder was ended by signal 9 (Killed)". */
 void tf_child_obituary(const tf_child *self, tf_buffer *out);
 /* Ends that line; then the last lines of its log, two blanks before each, where it has any. */

@@ -236,8 +236,8 @@ static verb verb_of(const char *word) {
 static tf_code check(const dead_config *config, const char **words, size_t count, verb *out, tf_error *error) {
   *out = count > 0 ? verb_of(words[0]) : NO_VERB;
   if (*out == NO_VERB)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "dead %.100s: list, show, retry or drop is expected",
-                   count > 0 ? words[0] : "");
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "dead%s%.100s: list, show, retry or drop is expected",
+                   count > 0 ? " " : "", count > 0 ? words[0] : "");
   size_t ids = count - 1;
   if (*out == LIST && ids > 0) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "dead list takes no ids; dead show does");
   if (*out == SHOW && ids == 0) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "dead show needs an ID");

@@ -50,23 +50,34 @@ static const tf_status_worker *find(const tf_status *status, const char *instanc
   return NULL;
 }
 
-/* The one worker whose name has this part, or is this. */
-static tf_code choose(const tf_deployment *where, const tf_status *statuses, const char *part,
-                      char instance[sizeof((tf_status_worker *)0)->instance], tf_error *error) {
-  size_t all = 0;
+typedef char worker_name[sizeof((tf_status_worker *)0)->instance];
+
+/* The one worker whose name has this part, or is this; instance "": none. gone: only those that nobody hears, else only
+ * the others. */
+static tf_code choose_of(const tf_deployment *where, const tf_status *statuses, const char *part, bool gone,
+                         worker_name instance, tf_error *error) {
   instance[0] = '\0';
   for (size_t s = 0; s < where->count; s++) {
     for (size_t i = 0; i < statuses[s].worker_count; i++) {
       const char *name = statuses[s].workers[i].instance;
-      all++;
+      if (tf_status_worker_is_gone(&statuses[s].workers[i]) != gone) continue;
       if (!strstr(name, part) || strcmp(instance, part) == 0 || strcmp(instance, name) == 0) continue;
       if (instance[0] && strcmp(name, part) != 0)
         return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%.100s is part of several names: %.120s, %.120s", part,
                        instance, name);
-      snprintf(instance, sizeof((tf_status_worker *)0)->instance, "%s", name);
+      snprintf(instance, sizeof(worker_name), "%s", name);
     }
   }
-  if (instance[0]) return TF_OK;
+  return TF_OK;
+}
+
+static tf_code choose(const tf_deployment *where, const tf_status *statuses, const char *part, worker_name instance,
+                      tf_error *error) {
+  size_t all = 0;
+  tf_code code = choose_of(where, statuses, part, false, instance, error);
+  if (!code && !instance[0]) code = choose_of(where, statuses, part, true, instance, error);
+  if (code || instance[0]) return code;
+  for (size_t s = 0; s < where->count; s++) all += statuses[s].worker_count;
   return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
                  "no worker is called %.100s; `tokenflex status` shows the %zu there are", part, all);
 }
@@ -80,6 +91,14 @@ static tf_code ask(const tf_deployment *where, tf_link *link, const char *instan
   return code;
 }
 
+/* What is known of the worker is old, and nothing newer will come. */
+static tf_code fail_unseen(const tf_status_worker *worker, int64_t routers, tf_error *error) {
+  return tf_fail(error, TF_ERR_WORKER_LOST, "%s was last heard of %.0f s ago, with %lld jobs: %s", worker->instance,
+                 (double)worker->silent_ms / 1000, (long long)worker->jobs_out,
+                 routers == 0 ? "no router is alive that could tell it to drain, or what became of it"
+                              : "it seems to be gone already");
+}
+
 static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_status *statuses, const char *instance,
                          tf_error *error) {
   int64_t until_ms = tf_now_ms() + config->timeout_s * 1000, told_ms = tf_now_ms();
@@ -88,8 +107,14 @@ static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_st
     tf_code code = look(where, statuses, error);
     if (code) return code;
     const tf_status_worker *worker = NULL;
-    for (size_t i = 0; !worker && i < where->count; i++) worker = find(&statuses[i], instance);
+    int64_t routers = 0;
+    for (size_t i = 0; i < where->count; i++) {
+      const tf_status_worker *seen = find(&statuses[i], instance);
+      if (seen) routers += statuses[i].routers;
+      if (!worker || (seen && seen->silent_ms < worker->silent_ms)) worker = seen ? seen : worker;
+    }
     if (!worker) return TF_OK;
+    if (routers == 0 || tf_status_worker_is_gone(worker)) return fail_unseen(worker, routers, error);
     if (tf_interrupt_count() > 0)
       return tf_fail(error, TF_ERR_CANCELLED, "interrupted; the worker drains all the same");
     int64_t now_ms = tf_now_ms();
@@ -106,14 +131,21 @@ static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_st
 
 static tf_code drain(const drain_config *config, tf_deployment *where, tf_status *statuses, const char *part,
                      tf_error *error) {
-  char instance[sizeof statuses->workers->instance];
+  worker_name instance;
   tf_code code = look(where, statuses, error);
   if (!code) code = choose(where, statuses, part, instance, error);
+  size_t told = 0;
   for (size_t i = 0; !code && i < where->count; i++) {
     if (!find(&statuses[i], instance)) continue;
     code = ask(where, &where->links[i], instance, error);
-    if (!code && statuses[i].routers == 0) tf_say("no router of %s is alive to tell the worker", where->places[i]);
+    if (!code && statuses[i].routers == 0 && where->count > 1)
+      tf_say("no router of %s is alive to tell the worker", where->places[i]);
+    told += !code && statuses[i].routers > 0;
   }
+  if (!code && told == 0)
+    code = tf_fail(error, TF_ERR_WORKER_LOST,
+                   "%s was not told: nobody serves this queue (a router that comes within 10 minutes will tell it)",
+                   instance);
   if (!code && !config->no_wait) code = wait_gone(config, where, statuses, instance, error);
   if (!code) printf("%s\t%s\n", instance, config->no_wait ? "asked to drain" : "has gone");
   return code;

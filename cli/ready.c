@@ -11,6 +11,29 @@
 
 enum { POLL_US = 50000 };
 
+/* Whether a set or hash's fields name one of the stack's processes. */
+static bool has(const redisReply *names, const tf_stack *stack, bool (*is_it)(const tf_stack *, const char *)) {
+  for (size_t i = 0; names->type == REDIS_REPLY_ARRAY && i < names->elements; i++)
+    if (names->element[i]->type == REDIS_REPLY_STRING && is_it(stack, names->element[i]->str)) return true;
+  return false;
+}
+
+/* *router: the stack's own is in the queue's books; *pair: so are its workers, which that router wrote there. */
+static tf_code look_for_own(tf_link *link, const tf_stack *stack, bool *router, bool *pair, tf_error *error) {
+  redisReply *reply;
+  *router = *pair = false;
+  tf_code code = tf_link_ask(link, &reply, error, "ZRANGE", link->routers, "0", "-1", NULL);
+  if (code) return code;
+  *router = has(reply, stack, tf_stack_is_router);
+  freeReplyObject(reply);
+  if (!*router) return TF_OK;
+  code = tf_link_ask(link, &reply, error, "HKEYS", link->workers, NULL);
+  if (code) return code;
+  *pair = has(reply, stack, tf_stack_is_encoder) && has(reply, stack, tf_stack_is_llm);
+  freeReplyObject(reply);
+  return TF_OK;
+}
+
 static const char *missing(const tf_queue_model *model, bool own_stack) {
   if (own_stack) return model->routers ? "encoder and LLM are loading the model" : "the router is starting";
   return model->routers ? "a router is there, but no encoder and LLM of the same model"
@@ -27,7 +50,9 @@ tf_code tf_ready_wait(tf_link *link, tf_stack *stack, tf_ready_fn tell, void *co
     if (tf_interrupt_count() > 0) return tf_fail(error, TF_ERR_CANCELLED, "interrupted");
     tf_code code = tf_link_connect(link, error);
     if (!code) code = tf_queue_read_model(link, out, error);
-    if (!code && out->live) return TF_OK;
+    bool books_are_old = stack && !tf_stack_owns_redis(stack), own_pair = !books_are_old;
+    if (!code && books_are_old) code = look_for_own(link, stack, &out->routers, &own_pair, error);
+    if (!code && out->live && own_pair) return TF_OK;
     if (code && !stack) return code;
     const char *note = missing(out, stack != NULL);
     int64_t waited_s = (tf_now_ms() - started_ms) / 1000;

@@ -11,7 +11,8 @@ enum { TF_READY_SECONDS_MAX = 120 };
 /* What is being waited for at the moment; called some ten times a second. */
 typedef void (*tf_ready_fn)(void *context, const char *note);
 
-/* stack NULL: a deployment; then a Redis that can not be reached is an error at once.
+/* A stack on a Redis that others use too is ready once its own router has written its own encoder and LLM into the
+ * queue's books. stack NULL: a deployment; then a Redis that can not be reached is an error at once.
  * Errors: TF_ERR_CANCELLED (a signal came), TF_ERR_WORKER_LOST (a process of the stack ended; report says which),
  * TF_ERR_REDIS, TF_ERR_TIMEOUT (the text says what is missing). */
 tf_code tf_ready_wait(tf_link *link, tf_stack *stack, tf_ready_fn tell, void *context, tf_queue_model *out,

@@ -23,17 +23,19 @@ enum {
   STOP_MARGIN_MS = 2000,
   REDIS_STOP_MS_MAX = 2000,
   MEMORY_MIB_MAX = 1024,
-  DEDUPE_WINDOW_S = 600
+  DEDUPE_WINDOW_S = 600,
+  RESTART_MS_MIN = 5000 /* between two starts of a worker that ends in order */
 };
 enum { ROUTER, ENCODER, LLM, REDIS, CHILD_COUNT };
 
 struct tf_stack {
   tf_rundir folder;
+  tf_stack_config config;         /* what it names is the caller's */
   tf_child children[CHILD_COUNT]; /* pid 0: not one of ours */
+  int64_t started_ms[CHILD_COUNT];
+  bool told[CHILD_COUNT]; /* that its end was an orderly one */
   char redis_url[1024];
   char endpoint[TF_RUNDIR_BYTES_MAX + 32];
-  int64_t drain_timeout_s;
-  bool served;
 };
 
 /* -- argument vectors ------------------------------------------------------------------------------------------- */
@@ -69,10 +71,12 @@ static void free_arguments(arguments *self) {
 static tf_code start_program(tf_stack *self, int which, const char *name, arguments *argv, tf_error *error) {
   char log_path[TF_RUNDIR_BYTES_MAX + 32];
   snprintf(log_path, sizeof log_path, "%s/%s.log", self->folder.path, name);
-  bool to_file = !self->served || which == REDIS;
+  bool to_file = !self->config.served || which == REDIS;
   tf_code code = argv->overflow
                      ? tf_fail(error, TF_ERR_OUT_OF_MEMORY, "too many arguments for the %s", name)
                      : tf_child_start(&self->children[which], name, argv->items, to_file ? log_path : NULL, error);
+  self->started_ms[which] = tf_now_ms();
+  self->told[which] = false;
   free_arguments(argv);
   return code;
 }
@@ -142,6 +146,8 @@ static tf_code start_encoder(tf_stack *self, const tf_stack_config *config, tf_e
   if (!config->allow_dirs) add_option(&argv, "allow-dir", "/");
   for (size_t i = 0; config->allow_dirs && i < config->allow_dirs->count; i++)
     add_option(&argv, "allow-dir", config->allow_dirs->items[i]);
+  if (config->allow_http) add(&argv, "--allow-http");
+  if (config->allow_private_addresses) add(&argv, "--allow-private-addresses");
   return start_program(self, ENCODER, "encoder", &argv, error);
 }
 
@@ -233,8 +239,7 @@ tf_code tf_stack_start(const tf_stack_config *config, tf_stack **out, tf_error *
   tf_stack *self = calloc(1, sizeof *self);
   if (!self) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
   for (int i = 0; i < CHILD_COUNT; i++) self->children[i].log_fd = -1;
-  self->drain_timeout_s = config->drain_timeout_s;
-  self->served = config->served;
+  self->config = *config;
   unsetenv("TOKENFLEX_CONFIG"); /* a file for tokenflex is not one for the services */
   unsetenv("TOKENFLEX_HEALTH"); /* on or off here, an address there */
   if (!config->tensor_bind) unsetenv("TOKENFLEX_TENSOR_ADVERTISE"); /* no other machine's encoder comes to this LLM */
@@ -260,10 +265,54 @@ const char *tf_stack_redis_url(const tf_stack *self) {
   return self->redis_url;
 }
 
+bool tf_stack_owns_redis(const tf_stack *self) {
+  return self->children[REDIS].pid > 0;
+}
+
+/* Instances are ROLE-HOST-PID-RANDOM. */
+static bool is_of(const tf_child *child, const char *role, const char *instance) {
+  char pid[32];
+  size_t role_bytes = strlen(role);
+  const char *end = strrchr(instance, '-');
+  int size = snprintf(pid, sizeof pid, "-%ld", (long)child->pid);
+  return end && size > 0 && strncmp(instance, role, role_bytes) == 0 &&
+         (size_t)(end - instance) >= role_bytes + (size_t)size && strncmp(end - size, pid, (size_t)size) == 0;
+}
+
+bool tf_stack_is_router(const tf_stack *self, const char *instance) {
+  return is_of(&self->children[ROUTER], "router-", instance);
+}
+
+bool tf_stack_is_encoder(const tf_stack *self, const char *instance) {
+  return is_of(&self->children[ENCODER], "encoder-", instance);
+}
+
+bool tf_stack_is_llm(const tf_stack *self, const char *instance) {
+  return is_of(&self->children[LLM], "llm-", instance);
+}
+
+/* A worker of a service that ended in order was drained: that says "finish", not "end the service". True where it is
+ * started again, or will be once its time has come; false with a text in report where it can not. */
+static bool replace_worker(tf_stack *self, int which, tf_buffer *report) {
+  tf_error error;
+  if (!self->told[which])
+    tf_say("the %s has ended in order (drained?); it is started again", self->children[which].name);
+  self->told[which] = true;
+  if (tf_now_ms() - self->started_ms[which] < RESTART_MS_MIN) return true;
+  tf_code code = which == LLM ? start_llm(self, &self->config, &error) : start_encoder(self, &self->config, &error);
+  if (code && report) tf_buffer_printf(report, "%s\n", error.text);
+  return !code;
+}
+
 bool tf_stack_alive(tf_stack *self, tf_buffer *report) {
   for (int i = 0; i < CHILD_COUNT; i++) {
     tf_child *child = &self->children[i];
     if (child->pid == 0 || tf_child_running(child)) continue;
+    bool worker = i == ENCODER || i == LLM;
+    if (self->config.served && worker && tf_child_ended_in_order(child)) {
+      if (replace_worker(self, i, report)) continue;
+      return false;
+    }
     if (report) {
       tf_child_obituary(child, report);
       tf_child_last_words(child, report);
@@ -276,7 +325,7 @@ bool tf_stack_alive(tf_stack *self, tf_buffer *report) {
 void tf_stack_stop(tf_stack **self_in) {
   tf_stack *self = *self_in;
   if (!self) return;
-  long wait_ms = (long)self->drain_timeout_s * 1000 + STOP_MARGIN_MS;
+  long wait_ms = (long)self->config.drain_timeout_s * 1000 + STOP_MARGIN_MS;
   tf_child_signal(&self->children[ROUTER], SIGTERM);
   tf_child_end(&self->children[ROUTER], wait_ms);
   tf_child_signal(&self->children[ENCODER], SIGTERM);

@@ -52,6 +52,10 @@ bool tf_status_parse_worker(const char *instance, const char *json, size_t json_
   return true;
 }
 
+bool tf_status_worker_is_gone(const tf_status_worker *worker) {
+  return worker->silent_ms > TF_STATUS_GONE_MS;
+}
+
 static int by_count(const void *a, const void *b) {
   const tf_status_error *left = a, *right = b;
   if (left->count != right->count) return left->count < right->count ? 1 : -1;
@@ -156,7 +160,8 @@ static tf_code read_load(const tf_deployment *deployment, tf_link *link, int64_t
     const char *values[NAMES];
     for (size_t i = 0; i < NAMES; i++) values[i] = text_of(reply->element[i]);
     int64_t age_ms = now_ms - strtoll(values[0], NULL, 10);
-    out->load_known = values[0][0] && age_ms < TF_STATUS_LOAD_OLD_MS;
+    out->load_age_ms = !values[0][0] ? -1 : age_ms > 0 ? age_ms : 0;
+    out->load_known = values[0][0] && age_ms < TF_STATUS_LOAD_OLD_MS && out->routers > 0;
     double *const reals[] = {&out->arrivals_per_s, &out->budget, &out->target_wait_ms};
     int64_t *const numbers[] = {&out->encode_workers, &out->decode_workers, &out->encode_wanted, &out->decode_wanted};
     for (size_t i = 0; i < 3; i++) tf_status_parse_reals(values[1 + i], reals[i], 1);

@@ -6,7 +6,12 @@
 #include "cli/deployment.h"
 #include "cli/queue.h"
 
-enum { TF_STATUS_WORKERS_MAX = 1024, TF_STATUS_ERRORS_MAX = 64, TF_STATUS_LOAD_OLD_MS = 5000 };
+enum {
+  TF_STATUS_WORKERS_MAX = 1024,
+  TF_STATUS_ERRORS_MAX = 64,
+  TF_STATUS_LOAD_OLD_MS = 5000,
+  TF_STATUS_GONE_MS = 10000
+};
 
 typedef struct tf_status_worker {
   char instance[132], role[12], model[160], pair_hash[40], version[24];
@@ -29,7 +34,8 @@ typedef struct tf_status {
   int64_t routers, interactive, batch, retrying, results, dead;
   int64_t ended; /* entries that ever left the job streams; grows */
   /* From `tf:{Q}:load`. */
-  bool load_known; /* a router wrote it within TF_STATUS_LOAD_OLD_MS */
+  int64_t load_age_ms; /* since a router wrote it; -1: none ever did */
+  bool load_known;     /* within TF_STATUS_LOAD_OLD_MS, and there is a router */
   double arrivals_per_s, budget, target_wait_ms;
   uint32_t count_count, counts[TF_QUEUE_COUNTS_MAX];
   double mix[TF_QUEUE_COUNTS_MAX], capacity_per_s[TF_QUEUE_COUNTS_MAX]; /* 0: not known */
@@ -49,6 +55,8 @@ void tf_status_parse_reals(const char *text, double *out, size_t count);
 /* Pure: one field of `tf:{Q}:workers`. False: it is not understood. */
 bool tf_status_parse_worker(const char *instance, const char *json, size_t json_bytes, int64_t now_ms,
                             tf_status_worker *out);
+/* Pure: no router has heard of it for TF_STATUS_GONE_MS. */
+bool tf_status_worker_is_gone(const tf_status_worker *worker);
 /* Pure: {"code": count, ...}, most often first; how many. */
 size_t tf_status_parse_errors(const char *json, tf_status_error *out, size_t count_max);
 

@@ -104,7 +104,7 @@ typedef struct sums {
 } sums;
 
 static sums add_up(const tf_status_server *servers, size_t count) {
-  sums out = {.ended_known = true};
+  sums out = {.ended_known = true, .all.load_age_ms = -1};
   double shares[TF_QUEUE_COUNTS_MAX] = {0}, weight = 0, budget = 0;
   for (size_t i = 0; i < count; i++) {
     const tf_status *from = servers[i].status;
@@ -121,6 +121,8 @@ static sums add_up(const tf_status_server *servers, size_t count) {
     all->results += from->results;
     all->dead += from->dead;
     all->routers += from->routers;
+    if (from->load_age_ms >= 0 && (all->load_age_ms < 0 || from->load_age_ms < all->load_age_ms))
+      all->load_age_ms = from->load_age_ms;
     out.ended_known = out.ended_known && servers[i].ended_per_s >= 0;
     out.ended_per_s += servers[i].ended_per_s;
     if (!from->load_known) continue;
@@ -190,9 +192,28 @@ static void put_depth(page *self, const sums *sum) {
   }
 }
 
+/* "42 s", "3 min", "5 h", "9 days". */
+static short_text age_of(int64_t age_ms) {
+  static const struct {
+    int64_t ms;
+    const char *unit;
+  } units[] = {{1000, "s"}, {60000, "min"}, {3600000, "h"}, {86400000, "days"}};
+  size_t unit = 0;
+  while (unit + 1 < sizeof units / sizeof units[0] && age_ms >= 2 * units[unit + 1].ms) unit++;
+  short_text out;
+  snprintf(out.is, sizeof out.is, "%lld %s", (long long)(age_ms / units[unit].ms), units[unit].unit);
+  return out;
+}
+
 static void put_load(page *self, const sums *sum) {
   const tf_status *all = &sum->all;
-  if (!all->load_known) return;
+  if (!all->load_known) {
+    if (all->load_age_ms < 0) return;
+    put(self, "not known: %s; the last numbers are %s old",
+        all->routers ? "no router tells it" : "nobody serves this queue", age_of(all->load_age_ms).is);
+    end_line(self, "load", YELLOW);
+    return;
+  }
   put(self, "%s", rate_of(all->arrivals_per_s).is);
   if (sum->ended_known) put(self, "   ended %s", rate_of(sum->ended_per_s).is);
   bool known = all->count_count > 0 && all->capacity_per_s[0] > 0;
@@ -256,11 +277,14 @@ static void put_worker(page *self, const tf_status_worker *worker) {
     snprintf(service, sizeof service, worker->service_ms < 10 ? "%.1f" : "%.0f", worker->service_ms);
   tf_text_cell(worker->instance, NAME_COLUMNS, &self->line);
   put(self, " %-8s %9s %5s %7s  ", worker->role, jobs, kv, service);
-  if (worker->draining)
+  bool gone = tf_status_worker_is_gone(worker);
+  if (gone)
+    put(self, "gone");
+  else if (worker->draining)
     put(self, "draining");
   else
     put(self, "%.1f s", (double)worker->silent_ms / 1000);
-  end_line(self, NULL, worker->draining ? YELLOW : PLAIN);
+  end_line(self, NULL, gone ? DIM : worker->draining ? YELLOW : PLAIN);
 }
 
 static void put_workers(page *self, const tf_status_server *servers, size_t count) {
@@ -365,6 +389,7 @@ static json_t *workers_json(const tf_status *from) {
     json_object_set_new(one, "kv_max", json_integer(worker->kv_max));
     json_object_set_new(one, "service_ms", worker->service_ms > 0 ? json_real(worker->service_ms) : json_null());
     json_object_set_new(one, "silent_ms", json_integer(worker->silent_ms));
+    json_object_set_new(one, "gone", json_boolean(tf_status_worker_is_gone(worker)));
     json_object_set_new(one, "draining", json_boolean(worker->draining));
     json_array_append_new(out, one);
   }

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 enum { WAITING_MAX = 1024, PAUSE_US = 100000, BLOCK_MS = 100, RUN_BYTES = 24, NUMBER_BYTES = 24 };
+enum { KEPT_MAX = 10000 }; /* answers of a run to ids that the user named, left in Redis for whoever asks again */
 
 typedef struct submit_config {
   tf_deployment_options where;
@@ -74,6 +75,7 @@ typedef struct submission {
   tf_collector *collectors; /* one a server */
   char run[RUN_BYTES];      /* what ids and the reply stream are called where the user names neither */
   uint64_t number, submitted, failed, answered;
+  uint64_t named; /* jobs whose ids are the user's, who may submit them again */
   waiting_job waiting[WAITING_MAX];
   size_t waiting_count;
   int64_t progress_ms; /* when something last went on */
@@ -330,11 +332,37 @@ static tf_code submit_fields(submission *self, const char *id, const char *input
   return TF_OK;
 }
 
+/* A note of an id that has ended already; without one there is none, and Redis's faults are the sending's to tell. */
+static void tell_ended_before(const submission *self, const char *id) {
+  char prefix[TF_LINK_KEY_BYTES], key[TF_LINK_KEY_BYTES + TF_SUBMIT_ID_BYTES_MAX];
+  tf_link *link = tf_deployment_link(&self->deployment, id);
+  redisReply *reply;
+  tf_deployment_key(&self->deployment, "done:", prefix);
+  snprintf(key, sizeof key, "%s%s", prefix, id);
+  if (tf_link_connect(link, NULL) || tf_link_ask(link, &reply, NULL, "GET", key, NULL)) return;
+  if (reply->type == REDIS_REPLY_STRING)
+    tf_say("id %.256s has ended before; nothing was added to do%s", id,
+           self->config->reply ? ", its end is answered once more" : "");
+  freeReplyObject(reply);
+}
+
+/* An id of the user's may come again, after a fault: its answer is kept in our reply stream, which is where the routers
+ * find it then, until that expires. A very long list is not kept. */
+static void note_named(submission *self, const char *id) {
+  self->named++;
+  if (!self->config->wait && self->config->id) tell_ended_before(self, id);
+  for (size_t i = 0; !self->config->reply && i < self->deployment.count; i++)
+    self->collectors[i].keep = self->named <= KEPT_MAX;
+}
+
 /* TF_OK also where this input can not be a job: that is told, and counted. */
 static tf_code submit_one(submission *self, const char *id, const char *input, tf_error *error) {
   char made[RUN_BYTES + NUMBER_BYTES];
   snprintf(made, sizeof made, "%s-%llu", self->run, (unsigned long long)++self->number);
-  if (!id) id = made;
+  if (id)
+    note_named(self, id);
+  else
+    id = made;
   job_fields fields = {.count = 0};
   tf_buffer uri;
   char *data = NULL;
@@ -441,9 +469,10 @@ static tf_code prepare(submission *self, tf_error *error) {
 }
 
 static void finish(submission *self, bool all_answered) {
+  bool kept = self->config->reply || (self->named > 0 && self->named <= KEPT_MAX);
   for (size_t i = 0; i < self->deployment.count && self->deployment.links; i++) {
     tf_link *link = &self->deployment.links[i];
-    if (all_answered && self->config->wait && !self->config->reply && link->context) tf_collect_end(link);
+    if (all_answered && self->config->wait && !kept && link->context) tf_collect_end(link);
   }
   for (size_t i = 0; i < WAITING_MAX; i++) {
     free(self->waiting[i].id);
@@ -468,8 +497,10 @@ static int submit_all(submission *self, const char **inputs, size_t count) {
   if (!code && self->config->wait) code = wait_for(self, 0, &error);
   if (code && !self->output_broken) tf_say("%s", error.text);
   if (code && self->submitted > self->answered)
-    tf_say("%llu jobs were put on the queue and go on%s%s", (unsigned long long)(self->submitted - self->answered),
-           self->config->wait ? "; their results are kept a day in tf:{Q}:reply:" : "",
+    tf_say(self->submitted - self->answered == 1 ? "%llu job was put on the queue and goes on%s%s"
+                                                 : "%llu jobs were put on the queue and go on%s%s",
+           (unsigned long long)(self->submitted - self->answered),
+           self->config->wait ? "; what comes of it is kept a day in tf:{Q}:reply:" : "",
            !self->config->wait   ? ""
            : self->config->reply ? self->config->reply
                                  : self->run);

@@ -1,6 +1,7 @@
 /* `tokenflex up`: the whole service on one machine, in the foreground.
  * In: options. Out: running services, the lines that say how to use them; the exit status once stopped.
- * Any process that ends ends all; a signal stops them in order, and jobs in hand are finished first. */
+ * A worker that was drained is started again; any other process that ends ends all. A signal stops them in order, and
+ * jobs in hand are finished first. */
 #include "cli/command.h"
 #include "cli/jsonl.h"
 #include "cli/ready.h"
@@ -8,6 +9,7 @@
 #include "common/log.h"
 #include "common/options.h"
 #include "proto/wire.h"
+#include "proto/curve.h"
 #include "tensor/cpu.h"
 #include "tensor/model_dir.h"
 
@@ -23,7 +25,7 @@ typedef struct up_config {
   const char *redis, *queue, *model, *bind, *tensor_bind, *health, *log_level, *compute, *cpu;
   tf_string_list allow_dirs;
   tf_curve_options curve;
-  bool insecure;
+  bool allow_http, allow_private_addresses, insecure;
   int64_t threads, max_pixels, drain_timeout_s;
 } up_config;
 
@@ -35,6 +37,10 @@ static const tf_option options[] = {
     {"model", 0, TF_OPTION_STRING, FIELD(model), 0, 0, NULL, "DIR", "Model folder; else the installed one"},
     {"allow-dir", 0, TF_OPTION_LIST, FIELD(allow_dirs), 0, 0, NULL, "DIR",
      "Folder that jobs may name files in (file://); repeatable"},
+    {"allow-http", 0, TF_OPTION_FLAG, FIELD(allow_http), 0, 0, NULL, NULL,
+     "Fetch http: and https: URIs that jobs name"},
+    {"allow-private-addresses", 0, TF_OPTION_FLAG, FIELD(allow_private_addresses), 0, 0, NULL, NULL,
+     "Fetch from private, loopback and link-local addresses too"},
     {"bind", 0, TF_OPTION_STRING, FIELD(bind), 0, 0, NULL, "ENDPOINT",
      "Where more workers may reach the router, e.g. tcp://127.0.0.1:7701"},
     {"tensor-bind", 0, TF_OPTION_STRING, FIELD(tensor_bind), 0, 0, NULL, "ENDPOINT",
@@ -143,11 +149,15 @@ static tf_code check(up_config *config, tf_model_dir *model, tf_error *error) {
   tf_error why;
   if (config->bind && tf_wire_endpoint_check(config->bind, false, &why))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--bind: %s", why.text);
-  if (config->tensor_bind && tf_wire_endpoint_check(config->tensor_bind, true, &why))
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--tensor-bind: %s", why.text);
-  tf_code code = tf_cpu_use(config->cpu, config->compute, error);
-  if (code) return code;
-  code = tf_link_init(&names, config->redis ? config->redis : "unix:///none", config->queue, NULL, error);
+  tf_code code = TF_OK;
+  if (config->bind) code = tf_curve_check_bind(&config->curve, "bind", config->bind, config->insecure, error);
+  if (!code && config->tensor_bind)
+    code = tf_curve_check_bind(&config->curve, "tensor-bind", config->tensor_bind, config->insecure, error);
+  tf_curve *keys = NULL;
+  if (!code) code = tf_curve_new(&config->curve, &keys, error);
+  tf_curve_free(&keys);
+  if (!code) code = tf_cpu_use(config->cpu, config->compute, error);
+  if (!code) code = tf_link_init(&names, config->redis ? config->redis : "unix:///none", config->queue, NULL, error);
   return code ? code : tf_model_dir_open(config->model, model, error);
 }
 
@@ -170,6 +180,8 @@ static int run_up(up_config *config) {
                                   .bind = config->bind,
                                   .tensor_bind = config->tensor_bind,
                                   .allow_dirs = &config->allow_dirs,
+                                  .allow_http = config->allow_http,
+                                  .allow_private_addresses = config->allow_private_addresses,
                                   .threads = config->threads,
                                   .compute = config->compute,
                                   .cpu = config->cpu,

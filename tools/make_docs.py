@@ -10,6 +10,10 @@ from pathlib import Path
 
 OPTION = re.compile(r"^ {2,6}(?:(-\w), )?--([a-z][a-z-]*)(?: (\S+))? {2,}(.*)$")
 BARE = re.compile(r"^ {2,6}(?:(-\w), )?--([a-z][a-z-]*)(?: (\S+))?$")
+VERBS = {"dead": ["list", "show", "retry", "drop"]}
+EXIT_STATUS = {0: "Done.", 1: "It could not be done, or not to its end; a message says why.",
+               2: "Wrong usage; nothing was begun.",
+               3: "Done, but some pictures failed, or some jobs are not as they were asked to be."}
 FILE_UNITS = {"FILE", "PAGE", "DIR", "PATH"}
 
 
@@ -48,6 +52,9 @@ def man(version, commands):
         for letter, long_name, unit, text in options:
             flags = (f"\\fB{escape(letter)}\\fR, " if letter else "") + f"\\fB{escape('--' + long_name)}\\fR"
             out += [".TP", flags + (f" \\fI{escape(unit)}\\fR" if unit else ""), escape(text.strip())]
+    out.append(".SH EXIT STATUS")
+    for status, text in EXIT_STATUS.items():
+        out += [".TP", f".B {status}", escape(text)]
     out += [".SH EXAMPLES", ".nf", escape("tokenflex caption ~/Pictures -o captions.jsonl --report captions.html"), ".fi",
             ".SH SEE ALSO", "redis\\-server(1)"]
     return "\n".join(out) + "\n"
@@ -73,7 +80,11 @@ def completion(commands):
     lines += ["  esac", "  case ${COMP_WORDS[1]} in"]
     for name, (_, _, options) in commands.items():
         lines.append(f"    {name}) words='{' '.join('--' + option[1] for option in options)}' ;;")
-    lines += ["  esac", '  if [[ $word == -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")',
+    lines.append("  esac")
+    for name, verbs in VERBS.items():
+        lines.append(f"  if [[ ${{COMP_WORDS[1]}} == {name} && $COMP_CWORD -eq 2 && $word != -* ]]; then "
+                     f"mapfile -t COMPREPLY < <(compgen -W '{' '.join(verbs)}' -- \"$word\"); return; fi")
+    lines += ['  if [[ $word == -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")',
               '  else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); fi', "}",
               "complete -F _tokenflex tokenflex"]
     return "\n".join(lines) + "\n"

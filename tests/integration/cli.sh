@@ -219,8 +219,35 @@ check "two at once: nothing is left behind" nothing_left
 # --- a deployment: `up` on a Redis of the user's
 start_redis --appendonly yes --appendfsync always
 url=unix://$DIR/redis.sock
-start up "$TF" up --redis "$url" --queue q1 --allow-dir "$DIR/photos" --health off --log-level warn
+refused() { local what=$1; shift; timeout -k 5 20 "$TF" up --redis "$url" --health off "$@" >"$DIR/refused.err" 2>&1; same "up, $what: status 2" 2 $?; same "up, $what: one line" 1 "$(wc -l <"$DIR/refused.err")"; }
+"$TF" keygen "$DIR/keys" >/dev/null
+chmod 644 "$DIR"/keys/*
+refused "keys that others can read" --curve-key "$(find "$DIR/keys" -type f ! -name '*.pub' | head -n 1)"
+refused "a bind that others reach" --bind tcp://0.0.0.0:7701
+refused "a bind without a port" --bind tcp://127.0.0.1:0
+refused "a bind that is none" --bind nonsense
+refused "a tensor bind that others reach" --tensor-bind tcp://0.0.0.0:7703
+same "nothing of these reached Redis" 0 "$(r dbsize)"
+# what an earlier service left is not taken for this one's
+r hset 'tf:{q1}:model' token_counts 4,9,16 model old pair_hash old updated_ms "$(($(date +%s%3N) + 5000))" >/dev/null
+start up "$TF" up --redis "$url" --queue q1 --allow-dir "$DIR/photos" --allow-http --allow-private-addresses --health off --log-level warn
 check "up gets ready" until_true 30 grep -q "^tokenflex: up, " "$DIR/up.log"
+same "with its own three" 3 "$(printf '%s\n' "$(r zrange 'tf:{q1}:routers' 0 -1)" "$(r hkeys 'tf:{q1}:workers')" | grep -cE "^(router|encoder|llm)-.*-($(pgrep -P "${PIDS[up]}" | paste -sd '|'))-")"
+check "the model is its own" test "$(r hget 'tf:{q1}:model' model)" != old
+for role in encoder llm; do
+  drained=$(child "tokenflex-$role")
+  "$TF" drain --redis "$url" --queue q1 --timeout-s 30 "$role-" >"$DIR/drain_$role.out" 2>&1
+  same "drain of up's $role: status 0" 0 $?
+  check "up starts another $role" until_true 30 eval '[ "$(r hkeys "tf:{q1}:workers" | grep -c "^$role-")" = 1 ]'
+  check "which is another" test "$(child "tokenflex-$role")" != "$drained"
+done
+check "up lives" alive up
+port=$(free_port)
+start web /usr/bin/python3 -m http.server --bind 127.0.0.1 --directory "$DIR/photos" "$port"
+check "a web server is there" until_true 10 eval '(exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null'
+"$TF" submit --redis "$url" --queue q1 --wait --timeout-s 30 "http://127.0.0.1:$port/cat.jpg" >"$DIR/http.out" 2>&1
+same "--allow-http: a job may name a URL" "0 http://127.0.0.1:$port/cat.jpg" "$? $(jq -r 'select(.caption) | .image' "$DIR/http.out")"
+stop web
 eval "$(grep -oE 'XADD .*' "$DIR/up.log" | sed "s|^XADD 'tf|r XADD 'tf|; s|/photo.jpg|/cat.jpg|")" >/dev/null
 check "what up prints to submit works" until_true 10 eval '[ "$(r xlen "tf:{q1}:results")" = 1 ]'
 caption remote --redis "$url" --queue q1 "$DIR/crops" "$DIR/photos/text.jpg" -o "$DIR/remote.jsonl"

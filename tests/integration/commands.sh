@@ -44,6 +44,7 @@ usage "a queue's name" status --queue 'a b'
 usage "a Redis twice" status --redis redis://127.0.0.1:1 --redis redis://127.0.0.1:1/0
 usage "cancel nothing" cancel
 usage "dead nothing" dead
+check "it says what is expected" grep -qx "tokenflex: dead: list, show, retry or drop is expected" "$DIR/usage.err"
 usage "dead with a wrong verb" dead bury
 usage "dead retry of nothing" dead retry
 usage "dead retry of ids and all" dead retry --all x
@@ -62,7 +63,7 @@ run waits status --json
 same "it waits" "1 0" "$(jq -r '.servers[0] | "\(.waiting) \(.routers)"' "$DIR/waits.out")"
 run nobody cancel early
 same "cancel: status 0" 0 "$status"
-same "cancel says what it did" "early	asked to stop" "$(cat "$DIR/nobody.out")"
+same "cancel says what it did" "early	asked to stop, if it is among the unfinished jobs or comes later" "$(cat "$DIR/nobody.out")"
 
 # an answer to a job that nobody said was added: here the queue is full, in life the connection broke in between
 r hset 'tf:{default}:model' max_waiting 1 token_counts 4,9,16 model tiny pair_hash 1 updated_ms 9999999999999 >/dev/null
@@ -98,7 +99,7 @@ same "submit --wait: status 0" 0 "$status"
 same "a JSON line for each" 2 "$(jq -r .id "$DIR/wait.out" | sort -u | wc -l)"
 same "under the names that were given" "$DIR/photos/cat.jpg file://$DIR/photos/dogs.jpg" "$(jq -r .image "$DIR/wait.out" | sort | xargs)"
 same "with the terms that were asked for" '[9,"fixed",true]' "$(jq -sc '[.[0].vision_tokens.assigned, .[0].vision_tokens.reason, all(.usage.completion_tokens <= 3)]' "$DIR/wait.out")"
-same "its reply stream is gone" "" "$(r --scan --pattern 'tf:{default}:reply:*')"
+same "its reply stream is gone, as nobody can ask again for ids that were made up" "" "$(r --scan --pattern 'tf:{default}:reply:*')"
 run reference submit --wait --by-reference --lane interactive "$DIR/photos/cat.jpg"
 same "--by-reference: status 0" 0 "$status"
 run forbidden submit --wait --by-reference examples/cat.jpg
@@ -118,6 +119,13 @@ run twin submit --wait --reply again --id kept "$DIR/photos/cat.jpg"
 same "an id that has ended is answered from before" "$(r --json xrange 'tf:{default}:results' - + | jq -r '.[0][1][3]')" "$(jq -r .caption "$DIR/twin.out")"
 check "a reply stream with a name of the user's stays" test "$(r ttl 'tf:{default}:reply:again')" -gt 0
 same "and nothing was done twice" 1 "$(length results)"
+run told submit --id kept "$DIR/photos/cat.jpg"
+check "an id that has ended: it says so" said told "id kept has ended before; nothing was added to do"
+for try in first second; do
+  run "$try" submit --wait --id retried --max-new-tokens 2 "$DIR/photos/cat.jpg"
+  same "submit --wait with an id of the user's, the $try time: status 0" 0 "$status"
+done
+same "the second time it is answered with the first result" "$(jq -r .caption "$DIR/first.out")" "$(jq -r .caption "$DIR/second.out")"
 for who in left right; do
   start "$who" "$TF" submit --wait --reply both --id "$who" --max-new-tokens 2 --timeout-s 30 "$DIR/photos/cat.jpg"
 done
@@ -172,6 +180,10 @@ worker encoder tokenflex-encoder --allow-dir "$DIR/photos"
 run cancelled cancel --wait --timeout-s 30 stop-me
 check "a cancelled job ends as dead" printed cancelled "stop-me	"
 same "with its code" cancelled "$("$TF" dead show --json stop-me | jq -r .code)"
+
+check "no job is left" until_true 20 eval '[ "$(r xlen "tf:{default}:jobs:1")" = 0 ]'
+run nowhere cancel --wait --timeout-s 60 no-such-job
+same "cancel of an id that is nowhere: status 3, at once" "3 no-such-job	no job with that id is known; one that comes within the dedupe window is cancelled" "$status $(cat "$DIR/nowhere.out")"
 
 # --- dead letters
 run dead dead list
@@ -274,3 +286,15 @@ same "one of two servers: status 0" 0 "$status"
 check "the other is named" printed one "not reachable"
 run drained drain llm- --no-wait
 same "drain with a server out of reach: status 1" 1 "$status"
+
+# --- a service that has stopped: what it left is not shown as if it were now
+export TOKENFLEX_REDIS=unix://$DIR/redis.sock
+stop router KILL
+check "its router is given up" until_true 30 eval '"$TF" status --json | jq -e ".servers[0].routers == 0" >/dev/null'
+run left drain "$("$TF" status --json | jq -r '[.servers[0].workers[] | select(.role == "llm")] | min_by(.silent_ms).instance')"
+same "drain that nobody can pass on: status 1" 1 "$status"
+check "it says so at once" said left "was not told: nobody serves this queue"
+check "workers that nobody hears are gone" until_true 20 eval '"$TF" status --json | jq -e ".servers[0].workers | length > 0 and all(.gone)" >/dev/null'
+run stale status
+check "status says it of each" eval '[ "$(grep -cE "^(encoder|llm)-.* gone$" "$DIR/stale.out")" -ge 2 ]'
+check "and how old the load is" grep -qE "^load .*nobody serves this queue; the last numbers are [0-9]+ s old" "$DIR/stale.out"

@@ -22,6 +22,8 @@ for command in $commands; do
   done
 done
 same "a choice's words are completed" "csv jsonl" "$(complete_words tokenflex caption --format '' | sort | tr '\n' ' ' | sed 's/ $//')"
+same "so are the words of dead" "list show retry drop" "$(complete_words tokenflex dead '' | xargs)"
+check "the man page tells exit statuses" grep -qx ".SH EXIT STATUS" "$DIR/tokenflex.1"
 if command -v man >/dev/null; then same "man has nothing to say against it" "" "$(man -l --warnings "$DIR/tokenflex.1" 2>&1 >/dev/null)"; fi
 
 # --- an installed tree finds its own programs and model

@@ -142,8 +142,11 @@ Test(status, a_worker_of_a_hash) {
   cr_assert_str_eq(worker.instance, "llm-1");
   cr_assert_eq(worker.jobs_out, 3);
   cr_assert_eq(worker.silent_ms, 100);
+  cr_assert_not(tf_status_worker_is_gone(&worker));
   cr_assert_float_eq(worker.service_ms, 2.5, 1e-9);
   cr_assert(worker.draining);
+  cr_assert(tf_status_parse_worker("llm-1", good, strlen(good), 1000 + TF_STATUS_GONE_MS, &worker));
+  cr_assert(tf_status_worker_is_gone(&worker), "what was heard of it is old");
   static const char *const bad[] = {"", "[]", "{", "7", "\"x\""};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
     cr_assert_not(tf_status_parse_worker("x", bad[i], strlen(bad[i]), 0, &worker));
