@@ -64,8 +64,25 @@ check "Prometheus can parse every panel's query" "$PROMTOOL" check rules "$DIR/p
 same "every alert is explained in docs/OPERATIONS.md" "" "$(sed -n 's/^ *- alert: //p' k8s/monitoring/rules.yaml | while read -r alert; do grep -q "$alert" docs/OPERATIONS.md || echo "$alert"; done)"
 
 # --- what a container's first process needs: the options of the ConfigMaps start the programs as they stand there
+# Redis with its ConfigMap's file, and the password's line as the init container writes it.
 "$BUILD/tokenflex" keygen "$DIR/keys" >/dev/null 2>&1
-start_redis
+redis_port=$(free_port)
+mkdir "$DIR/secret" "$DIR/run" "$DIR/data"
+echo 'a b#%c' >"$DIR/secret/password"
+local_paths() { sed -e "s#/run/secrets/redis#$DIR/secret#g; s#/run/redis#$DIR/run#g; s#^dir /data#dir $DIR/data#; s#^port 6379#port $redis_port#"; }
+"$VENV/bin/python" -c 'import sys, yaml
+found = {(d["kind"], d["metadata"]["name"]): d for d in yaml.safe_load_all(open(sys.argv[1]))}
+open(sys.argv[2], "w").write(found["ConfigMap", "tokenflex-redis"]["data"]["redis.conf"])
+pod = found["StatefulSet", "tokenflex-redis"]["spec"]["template"]["spec"]
+open(sys.argv[3], "w").write(pod["initContainers"][0]["args"][0])' "$DIR/base.yaml" "$DIR/conf.in" "$DIR/init.in"
+local_paths <"$DIR/conf.in" >"$DIR/redis.conf"
+local_paths <"$DIR/init.in" >"$DIR/init.sh"
+check "the init container's line works" sh -c "$(cat "$DIR/init.sh")"
+start redis redis-server "$DIR/redis.conf" --bind 127.0.0.1
+r() { REDISCLI_AUTH='a b#%c' redis-cli -p "$redis_port" --raw "$@" 2>/dev/null; }
+check "Redis starts with the ConfigMap's file" until_true 10 eval '[ "$(r ping)" = PONG ]'
+check "it lets nobody in without the password" eval '! redis-cli -p "$redis_port" ping 2>&1 | grep -q PONG'
+same "every write is synced" "yes always" "$(r config get appendonly | tail -n 1) $(r config get appendfsync | tail -n 1)"
 env_of() { "$VENV/bin/python" -c 'import sys, yaml
 for d in yaml.safe_load_all(open(sys.argv[1])):
     if d["kind"] == "ConfigMap" and d["metadata"]["name"] == sys.argv[2]:
@@ -73,7 +90,7 @@ for d in yaml.safe_load_all(open(sys.argv[1])):
 workers=$(free_port) tensors=$(free_port) health=$(free_port)
 in_pod() { # TIER HEALTH-PORT VARIABLES...: the program with the ConfigMap's variables; paths, ports and names of this machine
   local tier=$1; shift
-  env_of "tokenflex-$tier" | sed -e "s#/run/secrets/curve#$DIR/keys#; s#^TOKENFLEX_REDIS=.*#TOKENFLEX_REDIS=unix://$DIR/redis.sock#" \
+  env_of "tokenflex-$tier" | sed -e "s#/run/secrets/curve#$DIR/keys#; s#/run/secrets/redis#$DIR/secret#; s#tokenflex-redis:6379#127.0.0.1:$redis_port#" \
     -e "s#tokenflex-router:7701#localhost:$workers#; s#0.0.0.0:7701#127.0.0.1:$workers#; s#0.0.0.0:7703#127.0.0.1:$tensors#" \
     -e "s#^TOKENFLEX_HEALTH=.*#TOKENFLEX_HEALTH=127.0.0.1:$((health + $1))#" >"$DIR/$tier.env"
   shift
