@@ -192,6 +192,11 @@ lint: format-check $(GEN_H) ## check format and clang-tidy
 $(B)/tokenflex.1 $(B)/tokenflex.bash &: $(B)/tokenflex tools/make_docs.py
 	$(call say,DOCS)python3 tools/make_docs.py $< $(B)
 
+BASE ?= docker.io/library/debian:12-slim
+.PHONY: images
+images: model ## build the container images of the four programs (podman or docker; BASE= another Debian 12, TAG=)
+	@tools/build-images "$(BASE)" "$(or $(TAG),$(shell sed -n 's/^\#define TF_VERSION "\(.*\)"/\1/p' common/options.h))"
+
 PREFIX ?= /usr/local
 install: build model $(B)/tokenflex.1 ## install programs, model, man page, completion under PREFIX (/usr/local)
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/tokenflex/model share/man/man1 share/doc/tokenflex \

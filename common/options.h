@@ -56,6 +56,6 @@ tf_code tf_options_parse(const tf_program *program, int argc, char **argv, void 
 /* The environment variable of an option: "max-pixels" -> "TOKENFLEX_MAX_PIXELS". */
 void tf_option_environment_name(const char *option_name, char *out, size_t out_bytes);
 
-#define TF_VERSION "0.1.0"
+#define TF_VERSION "0.2.0"
 
 #endif

@@ -1,7 +1,7 @@
 /* The worker's side of the router connections: liveness, shares of the window, results that wait for a router.
- * In: HELLO, PING, JOB, CANCEL, DRAIN from routers; messages of the service. Out: HELLO, PONG, WINDOW; the rest handed
- * on. Each DEALER has ZMQ_IMMEDIATE, so that nothing queues up for a router that is not there: a failed send is known
- * at once. */
+ * In: HELLO, PING, JOB, CANCEL, DRAIN from routers; what names resolve to; messages of the service. Out: HELLO, PONG,
+ * WINDOW; the rest handed on. Each DEALER has ZMQ_IMMEDIATE, so that nothing queues up for a router that is not there:
+ * a failed send is known at once. */
 #include "proto/peers.h"
 
 #include <stdlib.h>
@@ -18,11 +18,14 @@ enum {
   HELD_A_TICK_MAX = 256,
   SILENCE_HELLO_MS = 2500, /* PINGs come every second: the router may have been restarted */
   ACTIVE_LINGER_MS = 3000, /* a share is not taken back between two PINGs */
-  LINGER_MS = 1000
+  LINGER_MS = 1000,
+  BY_ADDRESS = -1
 };
 
 typedef struct peer {
   tf_peers *owner;
+  int name;      /* that it was found under; BY_ADDRESS: given as it is */
+  bool vanished; /* the name does not resolve to it any more */
   char *endpoint;
   void *socket;
   tf_wire_watch *watch;
@@ -41,17 +44,26 @@ typedef struct held {
   int64_t expires_ms;
 } held;
 
+typedef struct peer_name {
+  tf_discovery_name name;
+  bool failure_told, bound_told; /* in the log, until it resolves again */
+} peer_name;
+
 struct tf_peers {
   tf_peers_config config;
+  void *zmq_context;
   tf_reactor *reactor;
-  peer *items;
+  peer *items[TF_PEERS_MAX];
   size_t count;
+  tf_discovery *discovery; /* NULL: no names */
+  peer_name names[TF_DISCOVERY_NAMES_MAX];
+  size_t name_count;
   int timer;
   uint64_t epoch;
   bool draining, paused;
   held *held; /* oldest first */
   size_t held_count, held_bytes;
-  tf_metric *protocol_errors, *routers_live, *held_gauge, *held_lost;
+  tf_metric *protocol_errors, *routers_live, *lookups_failed, *held_gauge, *held_lost;
 };
 
 /* ---- pure helpers ---- */
@@ -138,12 +150,12 @@ static void send_window(peer *self, uint32_t jobs, int64_t now_ms) {
 
 /* Sends every live router its share where it changed or was said long ago. */
 static void update_windows(tf_peers *self, int64_t now_ms) {
-  bool active[TF_STRING_LIST_ITEMS_MAX] = {false};
-  uint32_t share[TF_STRING_LIST_ITEMS_MAX];
-  peer *live[TF_STRING_LIST_ITEMS_MAX];
+  bool active[TF_PEERS_MAX] = {false};
+  uint32_t share[TF_PEERS_MAX];
+  peer *live[TF_PEERS_MAX];
   size_t count = 0;
   for (size_t i = 0; i < self->count; i++) {
-    peer *item = &self->items[i];
+    peer *item = self->items[i];
     if (!item->live) continue;
     if (item->demand > 0 || item->outstanding > 0) item->active_until_ms = now_ms + ACTIVE_LINGER_MS;
     live[count] = item;
@@ -178,7 +190,7 @@ tf_code tf_peers_send(tf_peers *self, const tf_message *message, tf_error *error
   tf_code code = tf_fail(error, TF_ERR_WORKER_UNREACHABLE, "no router of queue %s is connected", key->queue);
   for (int pass = 0; pass < 2; pass++) {
     for (size_t i = 0; i < self->count; i++) {
-      peer *item = &self->items[i];
+      peer *item = self->items[i];
       bool named = strcmp(item->instance, key->router) == 0;
       if (!item->live || (pass == 0) != named || strcmp(item->queue, key->queue) != 0) continue;
       code = tf_wire_send(item->socket, NULL, 0, message, NULL, error);
@@ -286,7 +298,7 @@ static void on_ping(peer *self, const tf_ping *ping, int64_t now_ms) {
   config->measure(config->context, &message.u.pong);
   message.u.pong.sequence = ping->sequence;
   message.u.pong.jobs_max = config->jobs_max;
-  for (size_t i = 0; i < self->owner->count; i++) message.u.pong.jobs += self->owner->items[i].outstanding;
+  for (size_t i = 0; i < self->owner->count; i++) message.u.pong.jobs += self->owner->items[i]->outstanding;
   tf_error error;
   (void)tf_wire_send(self->socket, NULL, 0, &message, NULL, &error); /* the next PING asks again */
   update_windows(self->owner, now_ms);
@@ -357,32 +369,148 @@ static void on_socket(void *context, void *socket) {
   }
 }
 
+/* Is it there, has it gone, does it want to know us? */
+static void check_peer(tf_peers *self, peer *item, int64_t now_ms) {
+  int events = 0;
+  size_t size = sizeof events;
+  bool connected = zmq_getsockopt(item->socket, ZMQ_EVENTS, &events, &size) == 0 && (events & ZMQ_POLLOUT) != 0;
+  if (connected && !item->connected) {
+    item->hello_wanted = true;
+    item->hello_due_ms = now_ms;
+  }
+  item->connected = connected;
+  int64_t silence_ms = now_ms - item->seen_ms;
+  bool silent = silence_ms > self->config.peer_timeout_ms;
+  if (silent && item->live) {
+    tf_log_warn("router_gone", TF_STR("router", item->instance), TF_INT("silence_ms", silence_ms));
+    item->live = false;
+    item->demand = 0;
+  } else if (silent && !item->silence_told) {
+    tf_log_warn("router_not_found", TF_STR("endpoint", item->endpoint), TF_INT("silence_ms", silence_ms));
+  }
+  if (silent) item->silence_told = true;
+  bool wanting = !item->live || silence_ms > SILENCE_HELLO_MS || item->hello_wanted;
+  if (wanting && connected && now_ms >= item->hello_due_ms) send_hello(item, now_ms);
+}
+
+/* ---- one router ---- */
+
+static void peer_free(tf_peers *self, peer *item) {
+  if (item->socket != NULL) {
+    int linger_ms = LINGER_MS;
+    tf_wire_watch_free(&item->watch);
+    tf_reactor_remove_socket(self->reactor, item->socket);
+    zmq_setsockopt(item->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+    zmq_close(item->socket);
+  }
+  free(item->endpoint);
+  free(item);
+}
+
+static tf_code open_peer(tf_peers *self, peer *item, tf_error *error) {
+  tf_error why;
+  if (item->endpoint == NULL || item->socket == NULL)
+    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a socket to a router");
+  const char *endpoint = item->endpoint;
+  if (tf_wire_endpoint_check(endpoint, false, &why) != TF_OK)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--routers: %s", why.text);
+  int immediate = 1;
+  zmq_setsockopt(item->socket, ZMQ_IMMEDIATE, &immediate, sizeof immediate);
+  tf_code code = tf_curve_connect(self->config.curve, item->socket, error);
+  if (code != TF_OK) return code;
+  item->watch = tf_wire_watch_new(self->zmq_context, self->reactor, self->config.metrics, item->socket, endpoint, false,
+                                  self->config.curve != NULL);
+  if (zmq_connect(item->socket, endpoint) != 0) {
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "can not connect to router %s: %s", endpoint,
+                   zmq_strerror(zmq_errno()));
+  }
+  code = tf_reactor_add_socket(self->reactor, item->socket, on_socket, item);
+  return code == TF_OK ? TF_OK : tf_fail(error, code, "the reactor is full");
+}
+
+/* There is room. */
+static tf_code connect_peer(tf_peers *self, const char *endpoint, int name, tf_error *error) {
+  peer *item = calloc(1, sizeof *item);
+  if (item == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a router");
+  *item = (peer){.owner = self,
+                 .name = name,
+                 .endpoint = strdup(endpoint),
+                 .socket = tf_wire_socket(self->zmq_context, ZMQ_DEALER),
+                 .seen_ms = tf_now_ms()};
+  tf_code code = open_peer(self, item, error);
+  if (code == TF_OK) {
+    self->items[self->count++] = item;
+  } else {
+    peer_free(self, item);
+  }
+  return code;
+}
+
+/* ---- names ---- */
+
+static peer *find_endpoint(tf_peers *self, const char *endpoint) {
+  for (size_t i = 0; i < self->count; i++)
+    if (strcmp(self->items[i]->endpoint, endpoint) == 0) return self->items[i];
+  return NULL;
+}
+
+static void connect_found(tf_peers *self, int name, const tf_discovery_set *found) {
+  peer_name *from = &self->names[name];
+  size_t left_out = found->left_out;
+  for (size_t i = 0; i < found->count; i++) {
+    tf_error error = {.code = TF_OK};
+    if (find_endpoint(self, found->endpoints[i]) != NULL) continue;
+    if (self->count == TF_PEERS_MAX) {
+      left_out++; /* until others go: every answer comes through here */
+    } else if (connect_peer(self, found->endpoints[i], name, &error) != TF_OK) {
+      tf_log_warn("router_not_connected", TF_STR("endpoint", found->endpoints[i]), TF_STR("reason", error.text));
+    } else {
+      tf_log_info("router_found", TF_STR("name", from->name.host), TF_STR("endpoint", found->endpoints[i]));
+    }
+  }
+  if (left_out > 0 && !from->bound_told)
+    tf_log_warn("routers_left_out", TF_STR("name", from->name.host), TF_INT("addresses", left_out),
+                TF_INT("routers_max", TF_PEERS_MAX));
+  from->bound_told = left_out > 0;
+}
+
+static void read_answer(tf_peers *self, int name, const tf_discovery_set *found, const tf_error *error) {
+  peer_name *from = &self->names[name];
+  if (error->code != TF_OK) { /* what is connected stays */
+    tf_metric_add(self->lookups_failed, 1);
+    if (!from->failure_told) tf_log_warn("router_lookup_failed", TF_STR("reason", error->text));
+    from->failure_told = true;
+    return;
+  }
+  from->failure_told = false;
+  for (size_t i = 0; i < self->count; i++) {
+    peer *item = self->items[i];
+    if (item->name == name) item->vanished = !tf_discovery_has(found, item->endpoint);
+  }
+  connect_found(self, name, found);
+}
+
+/* Takes what names resolve to by now; closes what has vanished and is silent. Not while peers are being walked. */
+static void follow_names(tf_peers *self, int64_t now_ms) {
+  for (size_t i = 0; i < self->name_count; i++) {
+    tf_discovery_set found;
+    tf_error error;
+    if (tf_discovery_take(self->discovery, i, &found, &error)) read_answer(self, (int)i, &found, &error);
+  }
+  for (size_t i = self->count; i-- > 0;) {
+    peer *item = self->items[i];
+    if (!item->vanished || item->live || now_ms - item->seen_ms <= self->config.peer_timeout_ms) continue;
+    tf_log_info("router_dropped", TF_STR("endpoint", item->endpoint), TF_STR("router", item->instance));
+    peer_free(self, item);
+    self->items[i] = self->items[--self->count];
+  }
+}
+
 static void on_tick(void *context) {
   tf_peers *self = context;
   int64_t now_ms = tf_now_ms();
-  for (size_t i = 0; i < self->count; i++) {
-    peer *item = &self->items[i];
-    int events = 0;
-    size_t size = sizeof events;
-    bool connected = zmq_getsockopt(item->socket, ZMQ_EVENTS, &events, &size) == 0 && (events & ZMQ_POLLOUT) != 0;
-    if (connected && !item->connected) {
-      item->hello_wanted = true;
-      item->hello_due_ms = now_ms;
-    }
-    item->connected = connected;
-    int64_t silence_ms = now_ms - item->seen_ms;
-    bool silent = silence_ms > self->config.peer_timeout_ms;
-    if (silent && item->live) {
-      tf_log_warn("router_gone", TF_STR("router", item->instance), TF_INT("silence_ms", silence_ms));
-      item->live = false;
-      item->demand = 0;
-    } else if (silent && !item->silence_told) {
-      tf_log_warn("router_not_found", TF_STR("endpoint", item->endpoint), TF_INT("silence_ms", silence_ms));
-    }
-    if (silent) item->silence_told = true;
-    bool wanting = !item->live || silence_ms > SILENCE_HELLO_MS || item->hello_wanted;
-    if (wanting && connected && now_ms >= item->hello_due_ms) send_hello(item, now_ms);
-  }
+  follow_names(self, now_ms);
+  for (size_t i = 0; i < self->count; i++) check_peer(self, self->items[i], now_ms);
   update_windows(self, now_ms);
   retry_held(self, now_ms);
   tf_metric_set(self->routers_live, (double)tf_peers_live(self));
@@ -391,41 +519,40 @@ static void on_tick(void *context) {
 
 /* ---- life ---- */
 
-static tf_code connect_peer(tf_peers *self, void *zmq_context, const char *endpoint, tf_error *error) {
-  peer *item = &self->items[self->count];
-  *item = (peer){.owner = self,
-                 .endpoint = strdup(endpoint),
-                 .socket = tf_wire_socket(zmq_context, ZMQ_DEALER),
-                 .seen_ms = tf_now_ms()};
-  self->count++; /* from here on tf_peers_free cleans up */
-  if (item->endpoint == NULL || item->socket == NULL) {
-    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a socket to %s", endpoint);
-  }
-  tf_error why;
-  if (tf_wire_endpoint_check(endpoint, false, &why) != TF_OK) {
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--routers: %s", why.text);
-  }
-  int immediate = 1;
-  zmq_setsockopt(item->socket, ZMQ_IMMEDIATE, &immediate, sizeof immediate);
-  tf_code code = tf_curve_connect(self->config.curve, item->socket, error);
-  if (code != TF_OK) return code;
-  item->watch = tf_wire_watch_new(zmq_context, self->reactor, self->config.metrics, item->socket, endpoint, false,
-                                  self->config.curve != NULL);
-  if (zmq_connect(item->socket, endpoint) != 0) {
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "can not connect to router %s: %s", endpoint,
-                   zmq_strerror(zmq_errno()));
-  }
-  return tf_reactor_add_socket(self->reactor, item->socket, on_socket, item);
-}
-
 static void make_metrics(tf_peers *self) {
   tf_metrics *metrics = self->config.metrics;
   self->protocol_errors = tf_metrics_counter(metrics, "tokenflex_protocol_errors_total", "",
                                              "Messages that were malformed, unknown or out of place");
   self->routers_live = tf_metrics_gauge(metrics, "tokenflex_routers_live", "", "Routers connected and heard of");
+  self->lookups_failed = tf_metrics_counter(metrics, "tokenflex_router_lookups_failed_total", "",
+                                            "Times that a name in --routers did not resolve");
   self->held_gauge = tf_metrics_gauge(metrics, "tokenflex_messages_held", "", "Messages that wait for a live router");
   self->held_lost = tf_metrics_counter(metrics, "tokenflex_messages_lost_total", "",
                                        "Messages given up: no router took them in time");
+}
+
+/* Endpoints at once, names by and by. */
+static tf_code use_endpoints(tf_peers *self, const tf_string_list *endpoints, tf_error *error) {
+  const tf_peers_config *config = &self->config;
+  tf_discovery_name names[TF_DISCOVERY_NAMES_MAX];
+  tf_code code = TF_OK;
+  for (size_t i = 0; code == TF_OK && i < endpoints->count; i++) {
+    const char *endpoint = endpoints->items[i];
+    tf_error why;
+    if (!tf_discovery_is_name(endpoint)) {
+      code = connect_peer(self, endpoint, BY_ADDRESS, error);
+    } else if (self->name_count == TF_DISCOVERY_NAMES_MAX) {
+      code = tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--routers: more than %d names", TF_DISCOVERY_NAMES_MAX);
+    } else if (tf_discovery_parse(endpoint, &names[self->name_count], &why) != TF_OK) {
+      code = tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--routers: %s", why.text);
+    } else {
+      self->names[self->name_count].name = names[self->name_count];
+      self->name_count++;
+    }
+  }
+  if (code != TF_OK || self->name_count == 0) return code;
+  return tf_discovery_new(names, self->name_count, config->resolve, config->resolve_context,
+                          config->resolve_interval_ms, &self->discovery, error);
 }
 
 tf_code tf_peers_new(void *zmq_context, tf_reactor *reactor, const tf_string_list *endpoints,
@@ -435,19 +562,17 @@ tf_code tf_peers_new(void *zmq_context, tf_reactor *reactor, const tf_string_lis
   tf_peers *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the router connections");
   self->config = *config;
+  self->zmq_context = zmq_context;
   self->reactor = reactor;
   self->timer = -1;
-  self->items = calloc(endpoints->count, sizeof *self->items);
   self->held = calloc(TF_PEERS_HELD_MAX, sizeof *self->held);
   tf_code code = TF_OK;
-  if (self->items == NULL || self->held == NULL) {
+  if (self->held == NULL) {
     tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the router connections");
     code = TF_ERR_OUT_OF_MEMORY;
   }
   make_metrics(self);
-  for (size_t i = 0; code == TF_OK && i < endpoints->count; i++) {
-    code = connect_peer(self, zmq_context, endpoints->items[i], error);
-  }
+  if (code == TF_OK) code = use_endpoints(self, endpoints, error);
   if (code == TF_OK) {
     self->timer = tf_reactor_add_timer(reactor, TF_PEERS_TICK_MS, true, on_tick, self);
     if (self->timer < 0) code = tf_fail(error, TF_ERR_INTERNAL, "no timer left for the router connections");
@@ -465,32 +590,22 @@ void tf_peers_free(tf_peers **self) {
   if (peers == NULL) return;
   *self = NULL;
   if (peers->timer >= 0) tf_reactor_remove_timer(peers->reactor, peers->timer);
-  for (size_t i = 0; peers->items != NULL && i < peers->count; i++) {
-    peer *item = &peers->items[i];
-    if (item->socket != NULL) {
-      int linger_ms = LINGER_MS;
-      tf_wire_watch_free(&item->watch);
-      tf_reactor_remove_socket(peers->reactor, item->socket);
-      zmq_setsockopt(item->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
-      zmq_close(item->socket);
-    }
-    free(item->endpoint);
-  }
+  tf_discovery_free(&peers->discovery);
+  for (size_t i = 0; i < peers->count; i++) peer_free(peers, peers->items[i]);
   for (size_t i = 0; peers->held != NULL && i < peers->held_count; i++) free(peers->held[i].bytes);
   free(peers->held);
-  free(peers->items);
   free(peers);
 }
 
 size_t tf_peers_live(const tf_peers *self) {
   size_t live = 0;
-  for (size_t i = 0; i < self->count; i++) live += self->items[i].live;
+  for (size_t i = 0; i < self->count; i++) live += self->items[i]->live;
   return live;
 }
 
 static peer *find_router(tf_peers *self, const char *router) {
   for (size_t i = 0; i < self->count; i++) {
-    if (self->items[i].instance[0] != '\0' && strcmp(self->items[i].instance, router) == 0) return &self->items[i];
+    if (self->items[i]->instance[0] != '\0' && strcmp(self->items[i]->instance, router) == 0) return self->items[i];
   }
   return NULL;
 }
@@ -517,6 +632,6 @@ void tf_peers_pause(tf_peers *self, bool paused) {
 void tf_peers_drain(tf_peers *self) {
   self->draining = true;
   int64_t now_ms = tf_now_ms();
-  for (size_t i = 0; i < self->count; i++) self->items[i].window_sent_ms = now_ms - TF_PEERS_WINDOW_INTERVAL_MS;
+  for (size_t i = 0; i < self->count; i++) self->items[i]->window_sent_ms = now_ms - TF_PEERS_WINDOW_INTERVAL_MS;
   update_windows(self, now_ms);
 }

@@ -1,6 +1,7 @@
 /* The worker's side of the router connections, the same for encoder and LLM: one DEALER for each router.
- * In: endpoints, a HELLO, the number of job slots. Out: HELLO, PONG and WINDOW messages; JOB, CANCEL, DRAIN to
- * callbacks. Everything runs on the reactor's thread. Nothing here waits; every queue has a bound. */
+ * In: endpoints, fixed ones and names to resolve (proto/discovery.h), a HELLO, the number of job slots. Out: HELLO,
+ * PONG and WINDOW messages; JOB, CANCEL, DRAIN to callbacks. Everything runs on the reactor's thread. Nothing here
+ * waits; every queue has a bound. */
 #ifndef TF_PROTO_PEERS_H
 #define TF_PROTO_PEERS_H
 
@@ -10,11 +11,13 @@
 #include "common/options.h"
 #include "common/reactor.h"
 #include "proto/curve.h"
+#include "proto/discovery.h"
 #include "proto/wire.h"
 
 typedef struct tf_peers tf_peers;
 
 enum {
+  TF_PEERS_MAX = TF_STRING_LIST_ITEMS_MAX, /* routers at once, whatever names resolve to */
   TF_PEERS_TICK_MS = 100,
   TF_PEERS_HELLO_INTERVAL_MS = 2000,  /* until the router answers, and while it is silent */
   TF_PEERS_WINDOW_INTERVAL_MS = 2000, /* repeated, so that a lost one heals */
@@ -37,9 +40,16 @@ typedef struct tf_peers_config {
   void *context;
   tf_metrics *metrics;   /* borrowed */
   const tf_curve *curve; /* borrowed; NULL: no keys */
+  /* How and how often names are resolved; NULL and 0: getaddrinfo, TF_DISCOVERY_INTERVAL_MS. */
+  tf_resolve_fn resolve;
+  void *resolve_context;
+  int64_t resolve_interval_ms;
 } tf_peers_config;
 
-/* Connects to every endpoint (a router may come later). Errors: INVALID_ARGUMENT names the endpoint; OUT_OF_MEMORY. */
+/* Connects to every endpoint (a router may come later). A dns+tcp:// name stands for all its addresses: new ones are
+ * connected to; one that is no longer there goes once its router has been silent for peer_timeout_ms, so that a router
+ * that drains, or an answer that lacks some, costs nothing. A name that does not resolve changes nothing. Errors:
+ * INVALID_ARGUMENT names the endpoint; OUT_OF_MEMORY. */
 tf_code tf_peers_new(void *zmq_context, tf_reactor *reactor, const tf_string_list *endpoints,
                      const tf_peers_config *config, tf_peers **out, tf_error *error);
 /* Closes the sockets; what was sent already gets up to a second to leave. Held messages are lost. */

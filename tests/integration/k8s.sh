@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# The manifests of k8s/: they render, fit Kubernetes' schemas and each other, and name only options and metrics that exist.
+# In: kubectl 1.20 and promtool of Debian (tools/debian-program), schemas (tools/requirements-k8s.txt). Out: one check a rule.
+. "$(dirname "$0")/lib.sh"
+
+VENV=$PWD/build/k8s-venv
+KUBECTL=$(tools/debian-program kubernetes-client usr/bin/kubectl)
+PROMTOOL=$(tools/debian-program prometheus usr/bin/promtool)
+check "kubectl is there" test -x "$KUBECTL"
+check "promtool is there" test -x "$PROMTOOL"
+if ! cmp -s tools/requirements-k8s.txt "$VENV/ready"; then
+  rm -rf "$VENV" && python3 -m venv "$VENV" && "$VENV/bin/pip" -q --disable-pip-version-check install --no-deps -r tools/requirements-k8s.txt &&
+    cp tools/requirements-k8s.txt "$VENV/ready"
+fi
+check "the schemas are there" test -s "$VENV/ready"
+
+render() { "$KUBECTL" kustomize "$1" >"$2" 2>"$DIR/render.err"; }
+# Everything but KEDA's kind, whose schema is ours.
+without_keda() { "$VENV/bin/python" -c 'import sys, yaml
+yaml.safe_dump_all([d for d in yaml.safe_load_all(open(sys.argv[1])) if d["kind"] != "ScaledObject"], open(sys.argv[2], "w"))' "$1" "$2"; }
+fits() { "$VENV/bin/kubernetes-validate" --strict --quiet --no-warn -k "$1" "$2" >"$DIR/schema.out" 2>&1 || { tail -n 20 "$DIR/schema.out"; return 1; }; }
+whole() { "$VENV/bin/python" tools/check_manifests.py "$BUILD" "$1" --schema ScaledObject=k8s/keda-schema.json; }
+
+for folder in k8s/base k8s/overlays/*; do
+  name=$(basename "$folder") out=$DIR/$(basename "$folder").yaml
+  check "$name renders with kubectl 1.20" render "$folder" "$out"
+  without_keda "$out" "$DIR/plain.yaml"
+  for version in 1.25 1.34; do check "$name fits the schemas of $version, strictly" fits "$version" "$DIR/plain.yaml"; done
+  check "$name: selectors, ports, keys, probes, options, rights" whole "$out"
+done
+same "two autoscalers by HPA" 2 "$(grep -c '^kind: HorizontalPodAutoscaler' "$DIR/hpa.yaml")"
+same "two autoscalers by KEDA" 2 "$(grep -c '^kind: ScaledObject' "$DIR/keda.yaml")"
+
+# --- what must be found is found
+refused() { ! cmp -s "$DIR/broken.yaml" "$1" && ! whole "$DIR/broken.yaml" >"$DIR/broken.out" && [ -s "$DIR/broken.out" ]; }
+broken() { # WHAT, SED EXPRESSION, OVERLAY
+  sed -E "$2" "$DIR/$3.yaml" >"$DIR/broken.yaml"
+  check "found: $1" refused "$DIR/$3.yaml"
+}
+broken "an option that no program has" 's/TOKENFLEX_KV_TOKENS:/TOKENFLEX_KV_TOKEN:/' base
+broken "a secret key that nobody makes" 's/key: deployment.key/key: other.key/' base
+broken "a port that no container has" 's/targetPort: workers/targetPort: worker/' base
+broken "a readiness probe that asks for life only" 's#/readyz#/healthz#' base
+broken "a writable root" 's/readOnlyRootFilesystem: true/readOnlyRootFilesystem: false/' base
+broken "a grace period shorter than the drain" 's/terminationGracePeriodSeconds: 150/terminationGracePeriodSeconds: 30/' base
+broken "a service that selects nothing" 's/^(    app.kubernetes.io\/name: tokenflex-llm)$/\1s/' base
+broken "an autoscaler without its workload" '/scaleTargetRef/,/name:/s/name: tokenflex-llm/name: llm/' hpa
+broken "a trigger without a query" 's/query: max/querry: max/' keda
+sed 's/replicas: 2/replica: 2/' "$DIR/base.yaml" >"$DIR/broken.yaml"
+check "found: a field that Kubernetes does not know" eval '! fits 1.34 "$DIR/broken.yaml" >/dev/null'
+
+# --- metrics: rules, dashboard and autoscalers name what the programs register
+grep -rhoE '"tokenflex_[a-z_]+"' --include='*.c' common image tensor proto policy router encoder-svc llm-svc | tr -d '"' | sort -u >"$DIR/registered"
+named() { grep -ohE 'tokenflex_[a-z_]+' "$@" | sed -E 's/_(bucket|count|sum)$//' | sort -u | comm -23 - "$DIR/registered"; }
+check "metrics are registered" test "$(wc -l <"$DIR/registered")" -gt 30
+same "the rules name registered metrics" "" "$(named k8s/monitoring/rules.yaml k8s/monitoring/rules_test.yaml)"
+same "the dashboard names registered metrics" "" "$(named k8s/monitoring/dashboard.json)"
+same "the autoscalers name registered metrics" "" "$(named k8s/overlays/hpa/*.yaml k8s/overlays/keda/*.yaml)"
+check "the dashboard is JSON with a query in every panel" jq -e '[.panels[] | select((.targets | length) > 0)] | length == 12' k8s/monitoring/dashboard.json
+check "Prometheus accepts the rules" "$PROMTOOL" check rules k8s/monitoring/rules.yaml
+check "the alerts fire when they should" "$PROMTOOL" test rules k8s/monitoring/rules_test.yaml
+jq -r '.panels[].targets[].expr' k8s/monitoring/dashboard.json | awk 'BEGIN { print "groups:\n  - name: panels\n    rules:" } { gsub(/\047/, "\047\047"); printf "      - record: panel:q%d\n        expr: \047%s\047\n", NR, $0 }' >"$DIR/panels.yaml"
+check "Prometheus can parse every panel's query" "$PROMTOOL" check rules "$DIR/panels.yaml"
+same "every alert is explained in docs/OPERATIONS.md" "" "$(sed -n 's/^ *- alert: //p' k8s/monitoring/rules.yaml | while read -r alert; do grep -q "$alert" docs/OPERATIONS.md || echo "$alert"; done)"
+
+# --- what a container's first process needs: the options of the ConfigMaps start the programs as they stand there
+# Redis with its ConfigMap's file, and the password's line as the init container writes it.
+"$BUILD/tokenflex" keygen "$DIR/keys" >/dev/null 2>&1
+redis_port=$(free_port)
+mkdir "$DIR/secret" "$DIR/run" "$DIR/data"
+echo 'a b#%c' >"$DIR/secret/password"
+local_paths() { sed -e "s#/run/secrets/redis#$DIR/secret#g; s#/run/redis#$DIR/run#g; s#^dir /data#dir $DIR/data#; s#^port 6379#port $redis_port#"; }
+"$VENV/bin/python" -c 'import sys, yaml
+found = {(d["kind"], d["metadata"]["name"]): d for d in yaml.safe_load_all(open(sys.argv[1]))}
+open(sys.argv[2], "w").write(found["ConfigMap", "tokenflex-redis"]["data"]["redis.conf"])
+pod = found["StatefulSet", "tokenflex-redis"]["spec"]["template"]["spec"]
+open(sys.argv[3], "w").write(pod["initContainers"][0]["args"][0])' "$DIR/base.yaml" "$DIR/conf.in" "$DIR/init.in"
+local_paths <"$DIR/conf.in" >"$DIR/redis.conf"
+local_paths <"$DIR/init.in" >"$DIR/init.sh"
+check "the init container's line works" sh -c "$(cat "$DIR/init.sh")"
+start redis redis-server "$DIR/redis.conf" --bind 127.0.0.1
+r() { REDISCLI_AUTH='a b#%c' redis-cli -p "$redis_port" --raw "$@" 2>/dev/null; }
+check "Redis starts with the ConfigMap's file" until_true 10 eval '[ "$(r ping)" = PONG ]'
+check "it lets nobody in without the password" eval '! redis-cli -p "$redis_port" ping 2>&1 | grep -q PONG'
+same "every write is synced" "yes always" "$(r config get appendonly | tail -n 1) $(r config get appendfsync | tail -n 1)"
+env_of() { "$VENV/bin/python" -c 'import sys, yaml
+for d in yaml.safe_load_all(open(sys.argv[1])):
+    if d["kind"] == "ConfigMap" and d["metadata"]["name"] == sys.argv[2]:
+        print("\n".join(f"{k}={v}" for k, v in d["data"].items()))' "$DIR/base.yaml" "$1"; }
+workers=$(free_port) tensors=$(free_port) health=$(free_port)
+in_pod() { # TIER HEALTH-PORT VARIABLES...: the program with the ConfigMap's variables; paths, ports and names of this machine
+  local tier=$1; shift
+  env_of "tokenflex-$tier" | sed -e "s#/run/secrets/curve#$DIR/keys#; s#/run/secrets/redis#$DIR/secret#; s#tokenflex-redis:6379#127.0.0.1:$redis_port#" \
+    -e "s#tokenflex-router:7701#localhost:$workers#; s#0.0.0.0:7701#127.0.0.1:$workers#; s#0.0.0.0:7703#127.0.0.1:$tensors#" \
+    -e "s#^TOKENFLEX_HEALTH=.*#TOKENFLEX_HEALTH=127.0.0.1:$((health + $1))#" >"$DIR/$tier.env"
+  shift
+  mapfile -t variables <"$DIR/$tier.env"
+  start "$tier" env "${variables[@]}" "$@" "$BUILD/tokenflex-$tier"
+}
+in_pod router 0
+in_pod llm 1 TOKENFLEX_MODEL="$TINY" TOKENFLEX_TENSOR_ADVERTISE="tcp://127.0.0.1:$tensors"
+in_pod encoder 2 TOKENFLEX_MODEL="$TINY" TOKENFLEX_ALLOW_DIR="$PWD/examples"
+check "a pair finds its router by name, with keys" until_true 30 model_ready
+check "the encoder says how" grep -q "router_found name=localhost endpoint=tcp://127.0.0.1:$workers" "$DIR/encoder.log"
+for i in 0 1 2; do check "ready: $i" until_true 20 curl -sf "http://127.0.0.1:$((health + i))/readyz" -o /dev/null; done
+r xadd 'tf:{default}:jobs:1' '*' id pod-1 uri "file://$PWD/examples/cat.jpg" max_new_tokens 4 >/dev/null
+check "a caption comes" until_true 30 eval '[ "$(r xlen "tf:{default}:results")" = 1 ]'
+for name in encoder llm router; do
+  pid=${PIDS[$name]}; kill -TERM "$pid"; wait "$pid"; same "$name drains and exits 0" 0 "$?"; unset "PIDS[$name]"
+done
