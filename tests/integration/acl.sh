@@ -42,7 +42,7 @@ same "a client submits and waits" "3 2" "$? $(grep -c '"caption"' "$DIR/wait.out
 check "results go to the common stream" until_true 20 eval '[ "$(as client xlen "tf:{default}:results")" = 1 ]'
 same "a client reads it" plain "$(as client xrange 'tf:{default}:results' - + | sed -n 3p)"
 "$TF" cancel --redis "$client" nobody >/dev/null
-same "a client cancels" 0 $?
+same "a client cancels, what nobody knows: status 3, and it is asked for" "3 nobody" "$? $(as router xrevrange 'tf:{default}:cancel' + - count 1 | tail -n 1)"
 "$TF" caption --redis "$client" --max-new-tokens 2 examples/coffee.jpg >"$DIR/caption.out" 2>"$DIR/caption.err"
 same "a client captions" "0 1" "$? $(wc -l <"$DIR/caption.out")"
 "$TF" submit --redis "$operator" --wait --id again "file://$PWD/examples/none.jpg" >/dev/null 2>&1
