@@ -43,7 +43,7 @@ same "a client sees how many have ended" 3 "$("$TF" status --redis "$client" --j
 check "results go to the common stream" until_true 20 eval '[ "$(as client xlen "tf:{default}:results")" = 1 ]'
 same "a client reads it" plain "$(as client xrange 'tf:{default}:results' - + | sed -n 3p)"
 "$TF" cancel --redis "$client" nobody >/dev/null
-same "a client cancels: of an id that is nowhere it says so, status 3" 3 $?
+same "a client cancels, what nobody knows: status 3, and it is asked for" "3 nobody" "$? $(as router xrevrange 'tf:{default}:cancel' + - count 1 | tail -n 1)"
 "$TF" caption --redis "$client" --max-new-tokens 2 examples/coffee.jpg >"$DIR/caption.out" 2>"$DIR/caption.err"
 same "a client captions" "0 1" "$? $(wc -l <"$DIR/caption.out")"
 "$TF" caption --redis "$client" --max-new-tokens 2 -o "$DIR/resumed.jsonl" examples/coffee.jpg >/dev/null 2>"$DIR/resumed.err"
