@@ -108,9 +108,9 @@ tf_code tf_target_check(const char *path, const tf_file_kind *kind, const char *
   tf_code code = check_folder(path, error);
   char *found = code ? NULL : resolved(path);
   if (!code && !found) code = tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%.300s: %s", path, strerror(errno));
-  if (!code && captions) code = check_others(path, found, captions, error);
+  if (!code && found && captions) code = check_others(path, found, captions, error);
   if (!code) code = check_content(path, kind, error);
-  if (!code) code = check_folder(found, error); /* of a link's target */
+  if (!code && found) code = check_folder(found, error); /* of a link's target */
   if (code)
     free(found);
   else

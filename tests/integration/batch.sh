@@ -25,7 +25,7 @@ cd "$DIR" || exit 1
 
 # --- killed at twenty random moments, and gone on with each time
 out=$DIR/night.jsonl
-whole=yes
+whole=yes middle=0
 for round in $(seq 20); do
   setsid "$TF" caption "$p" -o "$out" >/dev/null 2>"$DIR/night.err" </dev/null &
   pid=$!
@@ -39,10 +39,15 @@ for round in $(seq 20); do
   wait "$pid" 2>/dev/null
   # The last line alone may be torn.
   head -c -1 "$out" 2>/dev/null | sed '$d' | jq -es 'all(type == "object")' >/dev/null || { [ -s "$out" ] && whole=no; }
+  [ -e "$out" ] || continue
+  if [ "$(count "$out")" -lt 300 ]; then middle=$((middle + 1)); continue; fi
+  # A fast machine is through before the last kill: back to the first fifty pictures.
+  once "$out" || whole=no
+  head -n 50 "$out" >part && cat part >"$out"
 done
 same "a kill tears no line but the last" yes "$whole"
 killed_at=$(count "$out")
-check "the kills came in the middle" test "$killed_at" -gt 0 -a "$killed_at" -lt 300
+check "the kills came in the middle" test "$middle" -ge 5
 printf '{"id":"torn' >>"$out"
 caption last "$p" -o "$out"
 same "the last run ends well" 0 "$status"
