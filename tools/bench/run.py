@@ -23,7 +23,7 @@ PREPARED, TOOLS = WORK / "prepared", Path(__file__).resolve().parent
 QUICK = os.environ.get("QUICK", "") not in ("", "0")
 COUNTS, NEW, SEQUENCES = (64, 144, 256), 15, 8
 ROUNDS = int(os.environ.get("ROUNDS") or (2 if QUICK else 5))
-COSINE_IMAGES = 8 if QUICK else 64
+COSINE_IMAGES_MAX = 8 if QUICK else 64
 SMALL, LARGE = make_photos(ROOT / "examples", WORK / "photos")
 
 
@@ -64,12 +64,15 @@ def cosine_to_f32(program: Program) -> str:
     folder = WORK / "features"
     folder.mkdir(exist_ok=True)
     pixels, reference = folder / "pixels.f32", folder / "reference.f32"
-    if not reference.is_file() or reference.stat().st_size != COSINE_IMAGES * 256 * 384 * 4:
-        np.load(PREPARED / "calibration.npy")[-COSINE_IMAGES:].astype(np.float32).tofile(pixels)
-        VIT["openvino-f32"].ask("features", pixels, reference, COSINE_IMAGES)
+    pictures = np.load(PREPARED / "calibration.npy")[-COSINE_IMAGES_MAX:].astype(np.float32)
+    images = len(pictures)
+    if not reference.is_file() or not pixels.is_file() or pixels.read_bytes() != pictures.tobytes():
+        reference.unlink(missing_ok=True)
+        pictures.tofile(pixels)
+        VIT["openvino-f32"].ask("features", pixels, reference, images)
     out = folder / f"{program.name.replace(' ', '-')}.f32"
-    program.ask("features", pixels, out, COSINE_IMAGES)
-    a, b = (np.fromfile(path, np.float32).reshape(COSINE_IMAGES, -1).astype(np.float64) for path in (reference, out))
+    program.ask("features", pixels, out, images)
+    a, b = (np.fromfile(path, np.float32).reshape(images, -1).astype(np.float64) for path in (reference, out))
     cosine = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return f"cosine to f32 {cosine.mean():.5f} (least {cosine.min():.5f})"
 
