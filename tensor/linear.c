@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "tensor/linear_parts.h"
+#include "tensor/ops.h"
 
 enum { UNITS_A_THREAD = 8 };
 
@@ -15,9 +16,6 @@ int64_t tf_linear_in(const tf_linear *self) {
 }
 int64_t tf_linear_out(const tf_linear *self) {
   return self->parts[0].out;
-}
-tf_compute tf_linear_compute(const tf_linear *self) {
-  return self->kernel ? self->kernel->compute : TF_COMPUTE_F32;
 }
 const char *tf_linear_kernel(const tf_linear *self) {
   return self->kernel ? self->kernel->name : "f32 openblas";
@@ -130,23 +128,16 @@ static int64_t cut_units(apply_job *job, int threads) {
   return groups * job->row_units;
 }
 
-static void multiply(void *context, int64_t begin, int64_t end, int thread) {
-  float **both = context;
-  (void)thread;
-  for (int64_t i = begin; i < end; i++) both[0][i] *= both[1][i];
-}
-
 /* y = silu(first) * second, as many rows at once as second's product finds room. */
 static void apply_blas_swiglu(const tf_linear_part *part, tf_pool *pool, const float *x, int64_t rows, float *y) {
-  const tf_epilogue silu = {.activation = TF_ACTIVATION_SILU};
   int64_t most = TF_POOL_SHARED_BYTES / (part->out * (int64_t)sizeof(float));
   if (most < 1) most = 1; /* packing refuses wider ones */
   for (int64_t row = 0; row < rows; row += most) {
     int64_t count = smaller(rows - row, most);
-    float *both[2] = {y + row * part->out, tf_pool_shared(pool)};
-    tf_blas_apply(&part->blas, pool, x + row * part->blas.in, count, both[0], &silu);
-    tf_blas_apply(&part->second, pool, x + row * part->blas.in, count, both[1], NULL);
-    tf_parallel(pool, count * part->out, 4096, multiply, both);
+    float *gate = y + row * part->out, *up = tf_pool_shared(pool);
+    tf_blas_apply(&part->blas, pool, x + row * part->blas.in, count, gate, NULL);
+    tf_blas_apply(&part->second, pool, x + row * part->blas.in, count, up, NULL);
+    tf_silu_multiply(pool, gate, up, count * part->out);
   }
 }
 

@@ -50,7 +50,6 @@ tf_code tf_linear_pack_joined(const tf_linear_source *sources, int count, tf_lin
 void tf_linear_free(tf_linear **self);
 int64_t tf_linear_in(const tf_linear *self);
 int64_t tf_linear_out(const tf_linear *self);        /* columns of the first part's y */
-tf_compute tf_linear_compute(const tf_linear *self); /* what it was packed for */
 const char *tf_linear_kernel(const tf_linear *self); /* "int8 amx", "f32 openblas" */
 size_t tf_linear_bytes(const tf_linear *self);       /* of packed weights */
 /* One row of the first source as it was packed (an embedding, where the table is tied to the output): out[in]. row must
