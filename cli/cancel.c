@@ -82,11 +82,10 @@ static tf_code ask_all(const tf_deployment *where, const char **ids, size_t coun
 static tf_code count_unfinished(tf_link *link, int64_t *out, tf_error *error) {
   *out = 0;
   for (size_t i = 0; i < 2; i++) {
-    redisReply *reply;
-    tf_code code = tf_link_ask(link, &reply, error, "XLEN", link->jobs[i], NULL);
+    int64_t length;
+    tf_code code = tf_link_ask_number(link, &length, error, "XLEN", link->jobs[i], NULL, NULL);
     if (code) return code;
-    *out += reply->type == REDIS_REPLY_INTEGER ? reply->integer : 0;
-    freeReplyObject(reply);
+    *out += length;
   }
   return TF_OK;
 }

@@ -5,6 +5,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { PARTS_MAX = 32 };
@@ -71,6 +72,21 @@ tf_code tf_link_ask(tf_link *self, redisReply **out, tf_error *error, ...) {
   freeReplyObject(*out);
   *out = NULL;
   return TF_ERR_REDIS;
+}
+
+int64_t tf_link_number(const redisReply *reply) {
+  if (reply->type == REDIS_REPLY_INTEGER) return reply->integer;
+  return reply->type == REDIS_REPLY_STRING ? strtoll(reply->str, NULL, 10) : 0;
+}
+
+tf_code tf_link_ask_number(tf_link *self, int64_t *out, tf_error *error, const char *command, const char *key,
+                           const char *from, const char *to) {
+  redisReply *reply;
+  tf_code code = tf_link_ask(self, &reply, error, command, key, from, to, NULL);
+  if (code) return code;
+  *out = tf_link_number(reply);
+  freeReplyObject(reply);
+  return TF_OK;
 }
 
 void tf_link_place(const tf_link *self, char *out, size_t out_bytes) {

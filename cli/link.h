@@ -32,6 +32,11 @@ tf_code tf_link_command(tf_link *self, size_t count, const char **parts, const s
                         tf_error *error);
 /* The same of NUL-terminated strings, ended by NULL; an error reply becomes TF_ERR_REDIS. */
 tf_code tf_link_ask(tf_link *self, redisReply **out, tf_error *error, ...) __attribute__((sentinel));
+/* The number that a command answers (a text is read as one, nothing is 0); a key and two more words, NULL: fewer. */
+tf_code tf_link_ask_number(tf_link *self, int64_t *out, tf_error *error, const char *command, const char *key,
+                           const char *from, const char *to);
+/* What a reply says as a number. */
+int64_t tf_link_number(const redisReply *reply);
 /* "redis://host:port/db" or "unix:///path": fit to be shown and kept, without user and password. */
 void tf_link_place(const tf_link *self, char *out, size_t out_bytes);
 

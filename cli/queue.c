@@ -6,27 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t number_of(const redisReply *reply) {
-  if (reply->type == REDIS_REPLY_INTEGER) return reply->integer;
-  return reply->type == REDIS_REPLY_STRING ? strtoll(reply->str, NULL, 10) : 0;
-}
-
-static tf_code ask_number(tf_link *link, int64_t *out, tf_error *error, const char *command, const char *key,
-                          const char *from, const char *to) {
-  redisReply *reply;
-  tf_code code = tf_link_ask(link, &reply, error, command, key, from, to, NULL);
-  if (code) return code;
-  *out = number_of(reply);
-  freeReplyObject(reply);
-  return TF_OK;
-}
-
 static tf_code redis_now_ms(tf_link *link, int64_t *out, tf_error *error) {
   redisReply *reply;
   tf_code code = tf_link_ask(link, &reply, error, "TIME", NULL);
   if (code) return code;
   bool fine = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2;
-  if (fine) *out = number_of(reply->element[0]) * 1000 + number_of(reply->element[1]) / 1000;
+  if (fine) *out = tf_link_number(reply->element[0]) * 1000 + tf_link_number(reply->element[1]) / 1000;
   freeReplyObject(reply);
   return fine ? TF_OK : tf_fail(error, TF_ERR_REDIS, "Redis does not tell the time");
 }
@@ -64,7 +49,7 @@ tf_code tf_queue_read_model(tf_link *link, tf_queue_model *out, tf_error *error)
   tf_code code = redis_now_ms(link, &now_ms, error);
   if (code) return code;
   snprintf(now, sizeof now, "(%lld", (long long)now_ms);
-  code = ask_number(link, &routers, error, "ZCOUNT", link->routers, now, "+inf");
+  code = tf_link_ask_number(link, &routers, error, "ZCOUNT", link->routers, now, "+inf");
   if (code) return code;
   out->routers = routers > 0;
   redisReply *reply;
@@ -76,7 +61,7 @@ tf_code tf_queue_read_model(tf_link *link, tf_queue_model *out, tf_error *error)
     copy_text(reply->element[1], out->name, sizeof out->name);
     copy_text(reply->element[2], out->pair_hash, sizeof out->pair_hash);
     out->token_count_count = tf_queue_parse_counts(counts, out->token_counts, TF_QUEUE_COUNTS_MAX);
-    out->live = out->token_count_count > 0 && now_ms - number_of(reply->element[3]) < TF_QUEUE_FRESH_MS;
+    out->live = out->token_count_count > 0 && now_ms - tf_link_number(reply->element[3]) < TF_QUEUE_FRESH_MS;
   }
   freeReplyObject(reply);
   return TF_OK;
@@ -88,10 +73,10 @@ tf_code tf_queue_read_depth(tf_link *link, tf_queue_depth *out, tf_error *error)
   memset(out, 0, sizeof *out);
   tf_code code = redis_now_ms(link, &now_ms, error);
   snprintf(now, sizeof now, "(%lld", (long long)now_ms);
-  if (!code) code = ask_number(link, &interactive, error, "XLEN", link->jobs[0], NULL, NULL);
-  if (!code) code = ask_number(link, &batch, error, "XLEN", link->jobs[1], NULL, NULL);
-  if (!code) code = ask_number(link, &out->encoding, error, "ZCOUNT", link->encode, now, "+inf");
-  if (!code) code = ask_number(link, &out->decoding, error, "ZCOUNT", link->decode, now, "+inf");
+  if (!code) code = tf_link_ask_number(link, &interactive, error, "XLEN", link->jobs[0], NULL, NULL);
+  if (!code) code = tf_link_ask_number(link, &batch, error, "XLEN", link->jobs[1], NULL, NULL);
+  if (!code) code = tf_link_ask_number(link, &out->encoding, error, "ZCOUNT", link->encode, now, "+inf");
+  if (!code) code = tf_link_ask_number(link, &out->decoding, error, "ZCOUNT", link->decode, now, "+inf");
   if (code) return code;
   out->waiting = interactive + batch - out->encoding - out->decoding;
   if (out->waiting < 0) out->waiting = 0; /* the numbers are of slightly different moments */

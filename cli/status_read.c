@@ -88,21 +88,11 @@ static const char *text_of(const redisReply *reply) {
   return reply->type == REDIS_REPLY_STRING ? reply->str : "";
 }
 
-static tf_code ask_count(tf_link *link, int64_t *out, tf_error *error, const char *command, const char *key,
-                         const char *from, const char *to) {
-  redisReply *reply;
-  tf_code code = tf_link_ask(link, &reply, error, command, key, from, to, NULL);
-  if (code) return code;
-  *out = reply->type == REDIS_REPLY_INTEGER ? reply->integer : 0;
-  freeReplyObject(reply);
-  return TF_OK;
-}
-
 static tf_code ask_length(const tf_deployment *deployment, tf_link *link, const char *command, const char *suffix,
                           int64_t *out, tf_error *error) {
   char key[TF_LINK_KEY_BYTES];
   tf_deployment_key(deployment, suffix, key);
-  return ask_count(link, out, error, command, key, NULL, NULL);
+  return tf_link_ask_number(link, out, error, command, key, NULL, NULL);
 }
 
 static tf_code now_of(tf_link *link, int64_t *out, tf_error *error) {
@@ -133,9 +123,9 @@ static tf_code read_depth(const tf_deployment *deployment, tf_link *link, int64_
   char now[32];
   snprintf(now, sizeof now, "(%lld", (long long)now_ms);
   tf_code code = tf_queue_read_depth(link, &out->depth, error);
-  if (!code) code = ask_count(link, &out->interactive, error, "XLEN", link->jobs[0], NULL, NULL);
-  if (!code) code = ask_count(link, &out->batch, error, "XLEN", link->jobs[1], NULL, NULL);
-  if (!code) code = ask_count(link, &out->routers, error, "ZCOUNT", link->routers, now, "+inf");
+  if (!code) code = tf_link_ask_number(link, &out->interactive, error, "XLEN", link->jobs[0], NULL, NULL);
+  if (!code) code = tf_link_ask_number(link, &out->batch, error, "XLEN", link->jobs[1], NULL, NULL);
+  if (!code) code = tf_link_ask_number(link, &out->routers, error, "ZCOUNT", link->routers, now, "+inf");
   if (!code) code = ask_length(deployment, link, "ZCARD", "retry", &out->retrying, error);
   if (!code) code = ask_length(deployment, link, "XLEN", "results", &out->results, error);
   if (!code) code = ask_length(deployment, link, "XLEN", "dead", &out->dead, error);
