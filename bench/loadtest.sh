@@ -62,7 +62,7 @@ jq -n --argjson counts "[$counts]" --argjson full "$(each full)" --argjson alone
   --argjson encode "[${encode:-95}]" '{counts: $counts,
     encode: {workers: 1, slots: 4, window: 16,
              service_ms: [range($counts | length) as $i | $encode[$i] // $encode[0]]},
-    decode: {workers: 1, slots: 16, window: 32, service_ms: $full, alone_ms: $alone}}' >"$OUT/service.json"
+    decode: {workers: 1, slots: 16, window: 24, service_ms: $full, alone_ms: $alone}}' >"$OUT/service.json"
 echo "calibrated: $(jq -c '{counts, decode_service_ms: .decode.service_ms, encode_service_ms: .encode.service_ms}' "$OUT/service.json")"
 
 # --- The runs ---

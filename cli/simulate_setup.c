@@ -212,7 +212,7 @@ tf_code tf_simulate_setup(const tf_simulate_options *options, tf_recorded *recor
   out->decode.slots = or_else(options->decode_slots, out->decode.slots);
   if (out->encode.window < out->encode.slots)
     out->encode.window = 2 * out->encode.slots < 16 ? 16 : 2 * out->encode.slots;
-  if (out->decode.window < out->decode.slots) out->decode.window = 2 * out->decode.slots;
+  if (out->decode.window < out->decode.slots) out->decode.window = out->decode.slots + (out->decode.slots + 1) / 2;
   out->encode.workers_max = or_else(options->encoders_max, out->encode.workers);
   out->decode.workers_max = or_else(options->llms_max, out->decode.workers);
   out->policy = (tf_policy_config){.target_wait_ms = options->target_wait_ms, .utilisation_max = options->utilisation};

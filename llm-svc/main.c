@@ -53,9 +53,10 @@ static tf_code check(void *context, tf_error *error) {
   return tf_curve_check_bind(&from->common.curve, "tensor-bind", from->tensor_bind, from->insecure, error);
 }
 
-/* Slots: what runs, and as many again that wait or are still in the encoder. */
+/* Slots: what runs, and half as many again that wait or are still in the encoder: enough to refill the batch without a
+ * pause, few enough that what the policy decides is soon felt. */
 static uint32_t jobs_max(const settings *self) {
-  return 2 * (uint32_t)self->sequences;
+  return (uint32_t)(self->sequences + (self->sequences + 1) / 2);
 }
 
 static tf_code load_engine(process *self, tf_error *error) {
