@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from tokenflex_tools.gguf import GgufReader
 
@@ -30,6 +29,7 @@ GRADIENT_NORM_MAX = 1.0
 TOKENS_MAX = 1500    # of a worker's forward and backward pass, about
 CAPTION_TOKENS = 90  # of one image: prompt and captions, about
 SAVE_S = 180
+KERNELS = Path("build/train")
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes; each takes its part of a batch")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
-    parser.add_argument("--fuse", action="store_true", help="fuse elementwise code with torch.compile")
+    parser.add_argument("--fast", action="store_true", help="the pass of fast.py: wants bf16 and a C compiler")
     return parser
 
 
@@ -75,12 +75,13 @@ class Trainer:
         file = GgufReader(options.model / "llm.gguf")
         dtype = torch.float32 if options.f32 else torch.bfloat16
         self.words = Words(file, self.metadata["tokenflex.prompt"])
-        self.llm = Language(file, self.metadata["adapter.lora.alpha"] / rank, dtype, options.fuse)
+        self.llm = Language(file, self.metadata["adapter.lora.alpha"] / rank, dtype,
+                            KERNELS if options.fast else None)
         self.projector = Projector(self.metadata)
         self.optimiser = torch.optim.AdamW([
             {"params": [t for n, t in self.adapter.items() if ".lora_" in n], "peak": options.rate},
             {"params": [t for n, t in self.adapter.items() if ".lora_" not in n], "peak": options.projector_rate},
-        ], lr=0.0, weight_decay=options.decay, **({"fused": True} if options.fuse else {}))
+        ], lr=0.0, weight_decay=options.decay, **({"fused": True} if options.fast else {}))
         self.step, self.elapsed, self._started, self._saved = 0, 0.0, time.monotonic(), time.monotonic()
         if state:
             self.average, self.step, self.elapsed = state["average"], state["step"], state["elapsed"]
@@ -182,9 +183,9 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
             prefix = trainer.prefix(features, count, trainer.adapter)
             groups = [views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
             layout = lay_out(groups, prefix.shape[1])
-            logits = F.linear(hidden_states(trainer.llm, prefix, layout, trainer.adapter), head).float()
-            loss = F.cross_entropy(logits, place[layout.targets], label_smoothing=options.smoothing)
-            loss = loss * (len(chunk) / len(rows))
+            weights = torch.full((len(layout.targets),), len(chunk) / len(rows) / len(layout.targets))
+            loss = trainer.llm.loss(hidden_states(trainer.llm, prefix, layout, trainer.adapter), head,
+                                    place[layout.targets], weights, options.smoothing)
             loss.backward()
             total += loss.item()
         trainer.update(progress)

@@ -6,7 +6,7 @@ An adapter is a dict of f32 tensors under the names of adapter.gguf. Two things 
 - W + s B A is merged once a step, so that the forward pass is one plain product a linear group (q, k, v are one group;
   gate, up another), and only the backward pass knows of A and B: with G the gradient of the output and X the input,
   dA = s (G B)^T X and dB = s G^T (X A^T). The frozen W never gets a gradient.
-- Everything between the products (norms, rotation, SwiGLU) may be fused by torch.compile.
+- fast.py goes through the layers and back by hand, where a compiler and bf16 are at hand; what is here is its reference.
 Rows of q and k are permuted here from GGUF's interleaved rotation to the half-split one, which vectorises.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 from tokenflex_tools.gguf import GgufReader
 from tokenflex_tools.reference_llm import LORA_LINEARS, Prompt
 from tokenflex_tools.reference_vision import pool
+
+from .fast import CrossEntropy, Pass
 
 Adapter = dict[str, torch.Tensor]
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
@@ -99,7 +102,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 def layer_forward(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None,
                   norms: tuple[torch.Tensor, torch.Tensor], weights: list[torch.Tensor],
                   factors: list[list[torch.Tensor]], past: tuple[torch.Tensor, torch.Tensor] | None,
-                  shape: LayerShape, code: Elementwise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                  shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One block: residual x [batch, tokens, width] f32 -> the next one, and this call's k and v behind those of `past`."""
     batch, tokens, _ = x.shape
 
@@ -108,24 +111,15 @@ def layer_forward(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: t
             return F.linear(u, weights[group])
         return MergedLinear.apply(u, weights[group], shape.scale, *factors[group])
 
-    u = code.rms_norm(x, norms[0], shape.epsilon, weights[0].dtype)
+    u = rms_norm(x, norms[0], shape.epsilon, weights[0].dtype)
     qkv = linear(u, 0).view(batch, tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim)
-    qk = code.rotate(qkv[:, :, :shape.heads + shape.kv_heads], cos, sin).transpose(1, 2)
+    qk = rotate(qkv[:, :, :shape.heads + shape.kv_heads], cos, sin).transpose(1, 2)
     q, k, v = qk[:, :shape.heads], qk[:, shape.heads:], qkv[:, :, shape.heads + shape.kv_heads:].transpose(1, 2)
     if past is not None:
         k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
     x = x + linear(attend(q, k, v, mask).transpose(1, 2).reshape(batch, tokens, -1), 1)
-    u = code.rms_norm(x, norms[1], shape.epsilon, weights[0].dtype)
-    return x + linear(code.swiglu(linear(u, 2)), 3), k, v
-
-
-class Elementwise:
-    """What lies between the products; `fuse` compiles each piece (compiling a whole block made slower code)."""
-
-    def __init__(self, fuse: bool):
-        pieces = (rms_norm, rotate, swiglu)
-        self.rms_norm, self.rotate, self.swiglu = (
-            torch.compile(piece, dynamic=True) if fuse else piece for piece in pieces)
+    u = rms_norm(x, norms[1], shape.epsilon, weights[0].dtype)
+    return x + linear(swiglu(linear(u, 2)), 3), k, v
 
 
 class Projector:
@@ -151,9 +145,9 @@ class Projector:
 
 
 class Language:
-    """The frozen LLM (GGUF's llama architecture) with merged LoRA."""
+    """The frozen LLM (GGUF's llama architecture) with merged LoRA. fast: the folder of fast.py's compiled kernels."""
 
-    def __init__(self, file: GgufReader, scale: float, dtype: torch.dtype, fuse: bool = False):
+    def __init__(self, file: GgufReader, scale: float, dtype: torch.dtype, fast: Path | None = None):
         setting = {key: file.metadata[f"llama.{key}"] for key in (
             "block_count", "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
             "rope.freq_base", "embedding_length")}
@@ -168,33 +162,53 @@ class Language:
         self.base = [[torch.cat([self._rows(name, torch.from_numpy(file.array(f"blk.{layer}.{name}.weight").copy()))
                                  for name in group]).to(dtype) for group in GROUPS] for layer in range(self.layer_count)]
         self.merged = self.base
-        self._code, self._plain = Elementwise(fuse), Elementwise(False)
+        self.packed: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # A and B of each layer and group, merged last
+        self.rows_of = {name: file.shapes[f"blk.0.{name}.weight"][0] for group in GROUPS for name in group}
+        self.fast = None if fast is None else Pass(self, fast)
 
-    def _rows(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
-        """Rows from the interleaved to the half-split order where the matrix makes q or k."""
+    def _rows(self, name: str, matrix: torch.Tensor, back: bool = False) -> torch.Tensor:
+        """Rows from the interleaved to the half-split order where the matrix makes q or k; `back`: the other way."""
         if name not in ("attn_q", "attn_k"):
             return matrix
-        order = torch.arange(matrix.shape[0]).view(-1, self.head_dim // 2, 2).transpose(1, 2).reshape(-1)
-        return matrix[order]
+        split = (2, self.head_dim // 2) if back else (self.head_dim // 2, 2)
+        return matrix.reshape(-1, *split, *matrix.shape[1:]).transpose(1, 2).reshape(matrix.shape)
+
+    @staticmethod
+    def factor_names(layer: int, group: tuple[str, ...]) -> list[str]:
+        """The A of each linear of a group, then the B."""
+        return [f"blk.{layer}.{name}.weight.lora_{which}" for which in "ab" for name in group]
 
     def factors(self, adapter: Adapter, layer: int, group: tuple[str, ...]) -> list[torch.Tensor]:
-        """The A of each linear of a group, then the B, in this model's dtype and row order."""
-        names = [f"blk.{layer}.{name}.weight.lora_" for name in group]
-        return ([adapter[f"{name}a"].to(self.dtype) for name in names]
-                + [self._rows(linear, adapter[f"{name}b"]).to(self.dtype) for linear, name in zip(group, names)])
+        """Those of `factor_names`, in this model's dtype and row order."""
+        tensors = [adapter[name].to(self.dtype) for name in self.factor_names(layer, group)]
+        return [*tensors[:len(group)], *(self._rows(name, up) for name, up in zip(group, tensors[len(group):]))]
 
     @torch.no_grad()
     def merge(self, adapter: Adapter) -> None:
         """Takes the adapter's present LoRA into the weights; call it after each change of the adapter."""
         if self.merged is self.base:
             self.merged = [[weight.clone() for weight in layer] for layer in self.base]
-        for layer, (base, merged) in enumerate(zip(self.base, self.merged)):
-            for group, source, target in zip(GROUPS, base, merged):
-                factors, at = self.factors(adapter, layer, group), 0
-                for a, b in zip(factors[:len(group)], factors[len(group):]):
-                    rows = slice(at, at + b.shape[0])
-                    torch.addmm(source[rows], b, a, alpha=self.shape.scale, out=target[rows])
-                    at += b.shape[0]
+        self.packed = [[self._pack(self.factors(adapter, layer, group)) for group in GROUPS]
+                       for layer in range(self.layer_count)]
+        for base, merged, packed in zip(self.base, self.merged, self.packed):
+            for source, target, (down, up) in zip(base, merged, packed):
+                torch.addmm(source, up, down, alpha=self.shape.scale, out=target)
+
+    @staticmethod
+    def _pack(factors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A of all linears of a group on top of each other, B of all in a block diagonal."""
+        count = len(factors) // 2
+        return torch.cat(factors[:count]), torch.block_diag(*factors[count:])
+
+    def unpack(self, d_down: torch.Tensor, d_up: torch.Tensor, layer: int, group: int) -> list[torch.Tensor]:
+        """Of `packed`, for gradients before the scale, B's transposed: f32, in the order of `factor_names`."""
+        names, scale = GROUPS[group], self.shape.scale
+        rank, ups, at = d_down.shape[0] // len(names), [], 0
+        for i, name in enumerate(names):
+            rows = self.rows_of[name]
+            ups.append(self._rows(name, (d_up[i * rank:(i + 1) * rank, at:at + rows].float() * scale).t(), back=True))
+            at += rows
+        return [*(d_down.float() * scale).split(rank), *ups]
 
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """positions [batch, tokens] -> cos, sin [batch, tokens, 1, head_dim/2]."""
@@ -209,17 +223,27 @@ class Language:
         With `adapter` gradients reach its LoRA; without, the merged weights are constants. `cache` holds one (k, v) a
         layer, [batch, kv_heads, s, head_dim]: this call's are put behind them.
         """
+        if adapter is not None and self.fast is not None:
+            return self.fast(x, positions, mask, [adapter[name] for layer in range(self.layer_count) for group in GROUPS
+                                                  for name in self.factor_names(layer, group)])
         cos, sin = self.angles(positions)
-        code = self._plain if adapter is None else self._code
         for layer in range(self.layer_count):
             block = f"blk.{layer}"
             norms = self.norms[f"{block}.attn_norm.weight"], self.norms[f"{block}.ffn_norm.weight"]
             factors = [] if adapter is None else [self.factors(adapter, layer, group) for group in GROUPS]
             past = cache[layer] if cache is not None and len(cache) > layer else None
-            x, k, v = layer_forward(x, cos, sin, mask, norms, self.merged[layer], factors, past, self.shape, code)
+            x, k, v = layer_forward(x, cos, sin, mask, norms, self.merged[layer], factors, past, self.shape)
             if cache is not None:
                 cache[layer:layer + 1] = [(k, v)]
         return rms_norm(x, self.norms["output_norm.weight"], self.epsilon, self.dtype)
+
+    def loss(self, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
+             smoothing: float = 0.0) -> torch.Tensor:
+        """Sum of weights x cross-entropies: hidden [rows, width], head [vocabulary, width], targets and weights [rows]."""
+        if self.fast is not None:
+            return CrossEntropy.apply(hidden, head, targets, weights, smoothing, self.fast)
+        losses = F.cross_entropy(F.linear(hidden, head).float(), targets, reduction="none", label_smoothing=smoothing)
+        return (losses * weights).sum()
 
     def prefix(self, prompt: Prompt, vision: torch.Tensor) -> torch.Tensor:
         """vision [batch, N, width] -> embeddings of the whole prompt [batch, tokens, width] f32."""

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 
 import torch
-import torch.nn.functional as F
 
 from . import data, export, team
 from .captions import Trainer, options_parser
@@ -88,6 +87,7 @@ def train(crew: team.Team, options) -> None:
     allowed = torch.tensor(sorted({t for e in examples for caption in e.captions for t in words.encode(caption)}))
     place = torch.zeros(len(llm.embedding), dtype=torch.long)
     place[allowed] = torch.arange(len(allowed))
+    head = llm.head[allowed]
     per_epoch, first = len(epoch([0] * len(examples), options.batch, 0)), trainer.step
     smooth, present, batches = 0.0, -1, []
     while (progress := trainer.progress()) < 1:
@@ -104,11 +104,9 @@ def train(crew: team.Team, options) -> None:
                                    for i, caption in enumerate(captions)]).view(len(chunk), options.samples)
             layout = lay_out([captions[i:i + options.samples] for i in range(0, len(captions), options.samples)],
                              prefix.shape[1])
-            logits = F.linear(hidden_states(llm, prefix, layout, trainer.adapter), llm.head[allowed]).float()
-            losses = F.cross_entropy(logits, place[layout.targets], reduction="none")
-            loss = (losses * advantages(gained).view(-1)[layout.owners]).mean() * (len(chunk) / len(rows))
-            loss.backward()
-            total, tokens = total + float(gained.sum()), tokens + len(losses)
+            weights = advantages(gained).view(-1)[layout.owners] * (len(chunk) / len(rows) / len(layout.owners))
+            llm.loss(hidden_states(llm, prefix, layout, trainer.adapter), head, place[layout.targets], weights).backward()
+            total, tokens = total + float(gained.sum()), tokens + len(layout.owners)
         trainer.update(progress)
         drawn = len(rows) * options.samples
         smooth += (total / drawn - smooth) / min(trainer.step - first, 20)

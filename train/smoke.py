@@ -151,6 +151,34 @@ def check_gradients() -> None:
     check(worst < 1e-12, f"merged LoRA's gradients, off by {worst:.0e} at most")
 
 
+def check_fast(tiny: Path, kernels: Path) -> None:
+    """fast.py's loss and gradients in bf16 against autograd's in f32; autograd's own in bf16 are the measure."""
+    file, random = GgufReader(tiny / "llm.gguf"), torch.Generator().manual_seed(0)
+    adapter = model.new_adapter(file, 8, 16, 4, 0)
+    names = [name for name in adapter if ".lora_" in name]
+    adapter = {name: adapter[name] + 0.1 * torch.randn(adapter[name].shape, generator=random) for name in names}
+    width = file.metadata["llama.embedding_length"]
+    start, group = torch.randn(3, 9, width, generator=random), [[5, 6, 7, 8, 2], [9, 2], [5, 4, 3, 2]]
+    layout = sequences.lay_out([group, group[:2], group[1:]], start.shape[1])
+    weights = torch.randn(len(layout.targets), generator=random)
+
+    def gradients(dtype: torch.dtype, fast: Path | None) -> list[torch.Tensor]:
+        llm = model.Language(file, 0.5, dtype, fast)
+        llm.merge(adapter)
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in adapter.items()}
+        x = start.clone().requires_grad_()
+        hidden = sequences.hidden_states(llm, x, layout, leaves)
+        loss = llm.loss(hidden, llm.head[:300], layout.targets, weights, 0.1)
+        return [loss.detach(), *torch.autograd.grad(loss, [x, *leaves.values()])]
+
+    def worst(mine: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
+        return max(float((a - b).norm() / b.norm()) for a, b in zip(mine, truth))
+
+    truth = gradients(torch.float32, None)
+    plain, fast = (worst(gradients(torch.bfloat16, folder), truth) for folder in (None, kernels))
+    check(fast < 1.5 * plain + 0.01, f"the fast pass is off by {fast:.3f}, autograd in bf16 by {plain:.3f}")
+
+
 def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
     """The adapter in training's code, in the reference, and in the C programs says the same of every dev image."""
     adapter_path = folder / "final/adapter.gguf"
@@ -184,6 +212,7 @@ def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
 def run(folder: Path, tiny: Path, program: Path | None) -> None:
     """All phases."""
     check_gradients()
+    check_fast(tiny, folder / "kernels")
     sequences.load_tokenizer = lambda file: AsciiTokenizer(file.metadata)
     write_data(folder)
     cache_features(folder, tiny / "vision.gguf")
