@@ -11,6 +11,7 @@ IMAGES=${IMAGES:-examples}
 LOADTEST_S=${LOADTEST_S:-480}
 LOADTEST_WRAP=${LOADTEST_WRAP:-}
 BURST=${BURST:-48}   # three full batches
+FULL_S=${FULL_S:-15} # of too much load, to see what the tiers carry
 SEED=${SEED:-1}
 TF=$BUILD/tokenflex
 mkdir -p "$OUT"
@@ -42,19 +43,24 @@ load() { # record, then loadtest's options
 # --- Calibration ---
 LOADTEST_WRAP='' load "$OUT/warm.jsonl" -a burst -r 0 --period-s 0.1 --burst-jobs 4 -d 0.2 --vision-tokens 64
 counts=$("${cli[@]}" hget 'tf:{default}:model' token_counts)
-calibrate() { # every count: a burst; the second batch of it is full from begin to end
+calibrate() { # every count: alone; then a burst, for a first idea of the rate; then 1.5 times that, as submitting costs too
   local n
   for n in ${counts//,/ }; do
-    "$TF" loadtest --redis "$redis" --record "$OUT/full-$n.jsonl" -a burst -r 0 --period-s 0.1 \
-      --burst-jobs "$BURST" -d 0.2 --vision-tokens "$n" "$IMAGES"
     "$TF" loadtest --redis "$redis" --record "$OUT/alone-$n.jsonl" -a constant -r 0.4 -d 5.1 \
       --vision-tokens "$n" "$IMAGES"
+    "$TF" loadtest --redis "$redis" --record "$OUT/burst-$n.jsonl" -a burst -r 0 --period-s 0.1 \
+      --burst-jobs "$BURST" -d 0.2 --vision-tokens "$n" "$IMAGES"
+    "$TF" loadtest --redis "$redis" --record "$OUT/full-$n.jsonl" -a constant -d "$FULL_S" \
+      -r "$(jq -s '1.5 * length / ([.[].finished_s] | max)' "$OUT/burst-$n.jsonl")" --vision-tokens "$n" "$IMAGES"
   done
 }
-export TF redis OUT BURST IMAGES counts
+export TF redis OUT BURST FULL_S IMAGES counts
 export -f calibrate
 $LOADTEST_WRAP bash -c calibrate >/dev/null
-full() { jq -s --argjson n "$BURST" '[.[].finished_s] | sort | 1000 * (.[$n - 12] - .[12]) / ($n - 24)' "$OUT/full-$1.jsonl"; }
+full() { # ms a job, of those that finish while others arrive; the first third fills the batch
+  jq -s --argjson s "$FULL_S" '1000 * ($s * 2 / 3) / ([.[] | select(.finished_s > $s / 3 and .finished_s <= $s)] | length)' \
+    "$OUT/full-$1.jsonl"
+}
 alone() { jq -s '[.[] | .total_ms - .wait_ms] | min' "$OUT/alone-$1.jsonl"; }
 each() { local n; for n in ${counts//,/ }; do "$1" "$n"; done | jq -sc .; }
 encode=$("${cli[@]}" hget 'tf:{default}:load' encode_service_ms)
@@ -62,7 +68,8 @@ jq -n --argjson counts "[$counts]" --argjson full "$(each full)" --argjson alone
   --argjson encode "[${encode:-95}]" '{counts: $counts,
     encode: {workers: 1, slots: 4, window: 16,
              service_ms: [range($counts | length) as $i | $encode[$i] // $encode[0]]},
-    decode: {workers: 1, slots: 16, window: 24, service_ms: $full, alone_ms: $alone}}' >"$OUT/service.json"
+    decode: {workers: 1, slots: 16, window: 24, service_ms: $full, alone_ms: ($alone | map(. - $encode[0]))}}
+    | .encode.alone_ms = .encode.service_ms' >"$OUT/service.json"
 echo "calibrated: $(jq -c '{counts, decode_service_ms: .decode.service_ms, encode_service_ms: .encode.service_ms}' "$OUT/service.json")"
 
 # --- The runs ---

@@ -9,13 +9,13 @@
 
 #include "cli/simulate.h"
 
-/* Measured with the default model, greedy, f32, 2 cores of a Xeon: the LLM at 16 sequences beside the encoder, 9.4
- * tokens a caption (SPEED.md, 0.1.0); the encoder at batches of 4. */
+/* Measured with the default model, greedy, default arithmetic, 2 cores of a Xeon with AMX: the LLM at 16 sequences beside
+ * the encoder, 9 tokens a caption (`make loadtest`); the encoder at batches of 4. */
 static const uint32_t default_counts[] = {64, 144, 256};
-static const double default_encode_ms[] = {92, 92, 92};
-static const double default_encode_alone_ms[] = {95, 95, 95};
-static const double default_decode_ms[] = {178, 263, 400};
-static const double default_decode_alone_ms[] = {450, 525, 615};
+static const double default_encode_ms[] = {26, 26, 26};
+static const double default_encode_alone_ms[] = {26, 26, 26};
+static const double default_decode_ms[] = {27, 39, 62};
+static const double default_decode_alone_ms[] = {76, 89, 114};
 
 static void set_defaults(tf_simulation *out) {
   out->count_count = 3;
