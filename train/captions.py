@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from tokenflex_tools.gguf import GgufReader
 
@@ -50,6 +51,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--decay", type=float, default=0.01, help="AdamW's weight decay")
     parser.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
     parser.add_argument("--noise", type=float, default=0.0, help="share of patches dropped (set to the mean patch)")
+    parser.add_argument("--side", type=float, default=1.0, help="a window of the features, of at least this share a side")
     parser.add_argument("--average", type=float, default=0.99, help="decay of the weights' running average a step")
     parser.add_argument("--workers", type=int, default=1, help="processes; each takes its part of a batch")
     parser.add_argument("--seed", type=int, default=1)
@@ -149,12 +151,24 @@ class Trainer:
                 file.write(json.dumps(line) + "\n")
 
 
-def drop_patches(features: torch.Tensor, share: float) -> torch.Tensor:
-    """Sets a random share of each image's patches to that image's mean patch."""
-    if not share:
-        return features
-    dropped = torch.rand(features.shape[:2])[..., None] < share
-    return torch.where(dropped, features.mean(1, keepdim=True), features)
+def augment(features: torch.Tensor, dropped: float, side: float) -> torch.Tensor:
+    """Features [images, patches, width] of a square grid, changed so that no image is seen twice alike: a window whose sides
+    are at least `side` of the grid's takes the place of the whole, then a share `dropped` of patches becomes the mean patch.
+    """
+    if side < 1:
+        count, patches, width = features.shape
+        grid = features.transpose(1, 2).view(count, width, math.isqrt(patches), -1)
+        scale = side + (1 - side) * torch.rand(count, 2)
+        shift = (1 - scale) * (2 * torch.rand(count, 2) - 1)
+        window = torch.zeros(count, 2, 3)
+        window[:, 0, 0], window[:, 1, 1], window[:, :, 2] = scale[:, 0], scale[:, 1], shift
+        places = F.affine_grid(window, list(grid.shape), align_corners=False)
+        grid = F.grid_sample(grid, places, padding_mode="border", align_corners=False)
+        features = grid.flatten(2).transpose(1, 2)
+    if dropped > 0:
+        chosen = torch.rand(features.shape[:2])[..., None] < dropped
+        features = torch.where(chosen, features.mean(1, keepdim=True), features)
+    return features
 
 
 def train(crew: team.Team, options: argparse.Namespace) -> None:
@@ -179,7 +193,7 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
         count = trainer.draw_count()
         total = 0.0
         for chunk in trainer.chunks(rows, count):
-            features = drop_patches(take(cache, chunk, views), options.noise)
+            features = augment(take(cache, chunk, views), options.noise, options.side)
             prefix = trainer.prefix(features, count, trainer.adapter)
             groups = [views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
             layout = lay_out(groups, prefix.shape[1])

@@ -142,6 +142,43 @@ class Pass:
             added = self._linear(hidden, weights[3], "added")
         return self._norm(x, added, "output_norm.weight", "last")[1].view(batch, tokens, width)
 
+    def _caches(self, layer: int, rows: int, room: int) -> list[torch.Tensor]:
+        shape = self.model.shape
+        return [self.buffer((layer, name), rows, shape.kv_heads, room, shape.head_dim) for name in ("k cache", "v cache")]
+
+    def start(self, prefix: torch.Tensor, copies: int, room: int) -> torch.Tensor:
+        """Runs prompts [batch, tokens, width]; gives the last hidden states [batch * copies, width] and keeps the keys and
+        values of each copy, with places for `room` more tokens."""
+        batch, tokens, _ = prefix.shape
+        kv_heads, size = self.model.shape.kv_heads, self.model.shape.head_dim
+        positions = torch.arange(tokens).expand(batch, -1)
+        hidden = self.forward(prefix, positions, torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril().expand(batch, -1, -1, -1))
+        for layer in range(self.model.layer_count):
+            for name, cache in zip("kv", self._caches(layer, batch * copies, tokens + room)):
+                made = self.buffer((layer, name), batch, 1, kv_heads, tokens, size)
+                cache.view(batch, copies, kv_heads, tokens + room, size)[:, :, :, :tokens] = made
+        return hidden[:, -1].repeat_interleave(copies, dim=0)
+
+    def step(self, x: torch.Tensor, position: int, room: int) -> torch.Tensor:
+        """One more token of each copy: embeddings [rows, width] at `position`, caches of `room` places in all -> hidden
+        states, a buffer."""
+        model, shape, kernel = self.model, self.model.shape, self.kernel
+        rows, heads, size = x.shape[0], shape.heads, shape.head_dim
+        cos, sin = (angle.contiguous() for angle in model.angles(torch.tensor([[position]])))
+        added = None
+        for layer in range(model.layer_count):
+            weights = model.merged[layer]
+            x, u = self._norm(x, added, f"blk.{layer}.attn_norm.weight", ("step", 0))
+            qkv, attended = self._linear(u, weights[0], "step qkv"), self.buffer("step attended", rows, heads * size)
+            kernel("tf_decode_attention", qkv, cos, sin, size ** -0.5, *self._caches(layer, rows, room), attended, rows,
+                   position, room, heads, shape.kv_heads, size)
+            x, u = self._norm(x, self._linear(attended, weights[1], "step added"), f"blk.{layer}.ffn_norm.weight", ("step", 1))
+            gate_up = self._linear(u, weights[2], "step gate_up")
+            hidden = self.buffer("step hidden", rows, gate_up.shape[1] // 2)
+            kernel("tf_swiglu", gate_up, hidden, rows, hidden.shape[1])
+            added = self._linear(hidden, weights[3], "step added")
+        return self._norm(x, added, "output_norm.weight", ("step", 0))[1]
+
     def backward(self, output: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Gradient of forward's result -> of its x (a buffer), and of each factor, in the order of the call."""
         model, shape, kernel, buffer = self.model, self.model.shape, self.kernel, self.buffer

@@ -160,6 +160,42 @@ void tf_softmax_back(const bf16 *weights, bf16 *gradient, ptrdiff_t rows, ptrdif
   }
 }
 
+/* One new token of each row: qkv [rows, heads + 2 kv_heads, size] is rotated by (cos, sin) [size/2]; its k and v are put at
+ * `position` of the caches [rows, kv_heads, room, size]; out [rows, heads, size] attends to all up to there. */
+void tf_decode_attention(const bf16 *qkv, const float *cos, const float *sin, float factor, bf16 *k_cache, bf16 *v_cache,
+                         bf16 *out, ptrdiff_t rows, ptrdiff_t position, ptrdiff_t room, ptrdiff_t heads,
+                         ptrdiff_t kv_heads, ptrdiff_t size) {
+  ptrdiff_t group = heads / kv_heads;
+  bf16 turned[size];
+  float query[size], sum[size], weight[position + 1];
+  for (ptrdiff_t r = 0; r < rows; r++)
+    for (ptrdiff_t h = 0; h < kv_heads; h++) {
+      const bf16 *from = qkv + r * (heads + 2 * kv_heads) * size;
+      bf16 *k = k_cache + (r * kv_heads + h) * room * size, *v = v_cache + (r * kv_heads + h) * room * size;
+      rotate(from + (heads + h) * size, cos, sin, 1, k + position * size, size / 2);
+      memcpy(v + position * size, from + (heads + kv_heads + h) * size, (size_t)size * sizeof *v);
+      for (ptrdiff_t head = h * group; head < (h + 1) * group; head++) {
+        rotate(from + head * size, cos, sin, factor, turned, size / 2);
+        for (ptrdiff_t i = 0; i < size; i++) query[i] = widen(turned[i]), sum[i] = 0;
+        float most = -1e30f, total = 0;
+        for (ptrdiff_t t = 0; t <= position; t++) {
+          float dot = 0;
+          for (ptrdiff_t i = 0; i < size; i++) dot += query[i] * widen(k[t * size + i]);
+          weight[t] = dot;
+          most = dot > most ? dot : most;
+        }
+#pragma omp simd reduction(+ : total)
+        for (ptrdiff_t t = 0; t <= position; t++) {
+          weight[t] = expf(weight[t] - most);
+          total += weight[t];
+        }
+        for (ptrdiff_t t = 0; t <= position; t++)
+          for (ptrdiff_t i = 0; i < size; i++) sum[i] += weight[t] * widen(v[t * size + i]);
+        for (ptrdiff_t i = 0; i < size; i++) out[(r * heads + head) * size + i] = narrow(sum[i] / total);
+      }
+    }
+}
+
 /* [rows, gate | up] -> SiLU(gate) * up [rows, width]. */
 void tf_swiglu(const bf16 *gate_up, bf16 *out, ptrdiff_t rows, ptrdiff_t width) {
   for (ptrdiff_t r = 0; r < rows; r++) {

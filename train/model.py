@@ -251,6 +251,13 @@ class Language:
         return torch.cat([before, vision, after], dim=1)
 
 
+def draw(logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """One index a row of [rows, choices] by softmax; several times faster on a CPU than torch.multinomial."""
+    below = torch.softmax(logits, -1).cumsum(-1)
+    place = torch.rand(len(logits), 1, generator=generator) * below[:, -1:]
+    return torch.searchsorted(below, place, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
+
+
 @torch.no_grad()
 def generate(model: Language, prefix: torch.Tensor, end: int, tokens_max: int, samples: int = 0,
              generator: torch.Generator | None = None, allowed: torch.Tensor | None = None) -> torch.Tensor:
@@ -262,24 +269,29 @@ def generate(model: Language, prefix: torch.Tensor, end: int, tokens_max: int, s
     copies = max(samples, 1)
     cache: list = []
     length = prefix.shape[1]
-    positions = torch.arange(length).expand(prefix.shape[0], -1)
-    causal = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    hidden = model.forward(prefix, positions, causal, cache=cache)[:, -1].repeat_interleave(copies, dim=0)
-    cache = [tuple(x.repeat_interleave(copies, dim=0) for x in pair) for pair in cache]
+    if model.fast is not None:
+        hidden = model.fast.start(prefix, copies, tokens_max)
+    else:
+        positions = torch.arange(length).expand(prefix.shape[0], -1)
+        causal = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        hidden = model.forward(prefix, positions, causal, cache=cache)[:, -1].repeat_interleave(copies, dim=0)
+        cache = [tuple(x.repeat_interleave(copies, dim=0) for x in pair) for pair in cache]
     head = model.head if allowed is None else model.head[allowed]
     done = torch.zeros(hidden.shape[0], dtype=torch.bool)
     out: list[torch.Tensor] = []
     while True:
         logits = F.linear(hidden, head).float()
-        pick = (torch.multinomial(torch.softmax(logits, -1), 1, generator=generator)[:, 0] if samples
-                else logits.argmax(-1))
+        pick = draw(logits, generator) if samples else logits.argmax(-1)
         tokens = (pick if allowed is None else allowed[pick]).masked_fill(done, end)
         done = done | (tokens == end)
         out.append(tokens)
         if bool(done.all()) or len(out) == tokens_max:
             return torch.stack(out, dim=1)
-        position = torch.full((len(tokens), 1), length + len(out) - 1)
-        hidden = model.forward(model.embedding[tokens][:, None], position, None, cache=cache)[:, 0]
+        x, position = model.embedding[tokens], length + len(out) - 1
+        if model.fast is not None:
+            hidden = model.fast.step(x, position, length + tokens_max)
+        else:
+            hidden = model.forward(x[:, None], torch.full((len(x), 1), position), None, cache=cache)[:, 0]
 
 
 def new_adapter(file: GgufReader, vision_width: int, hidden: int, rank: int, seed: int) -> Adapter:

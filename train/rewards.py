@@ -15,7 +15,7 @@ from collections import Counter
 import torch
 
 from . import data, export, team
-from .captions import Trainer, options_parser
+from .captions import Trainer, augment, options_parser
 from .features import Cache
 from .model import generate
 from .sequences import epoch, hidden_states, lay_out, take
@@ -97,7 +97,8 @@ def train(crew: team.Team, options) -> None:
         rows, count = batches[at][crew.rank::crew.size], trainer.draw_count()
         total, tokens = 0.0, 0
         for chunk in trainer.chunks(rows, count):
-            prefix = trainer.prefix(take(cache, chunk, views), count, trainer.adapter)
+            features = augment(take(cache, chunk, views), options.noise, options.side)
+            prefix = trainer.prefix(features, count, trainer.adapter)
             ids = generate(llm, prefix.detach(), words.end, NEW_TOKENS_MAX, options.samples, draws, allowed).tolist()
             captions = [row[:row.index(words.end) + 1] if words.end in row else row for row in ids]
             gained = torch.tensor([reward(chunk[i // options.samples], words.decode(caption), caption[-1] == words.end)

@@ -178,6 +178,25 @@ def check_fast(tiny: Path, kernels: Path) -> None:
     plain, fast = (worst(gradients(torch.bfloat16, folder), truth) for folder in (None, kernels))
     check(fast < 1.5 * plain + 0.01, f"the fast pass is off by {fast:.3f}, autograd in bf16 by {plain:.3f}")
 
+    def states(llm: model.Language) -> torch.Tensor:
+        """Hidden states of three tokens behind each prompt, one by one or all at once."""
+        llm.merge(adapter)
+        tokens, length = torch.tensor([[5, 6, 7]] * len(start)), start.shape[1]
+        if llm.fast is not None:
+            rows = [llm.fast.start(start, 2, 3)]
+            rows += [llm.fast.step(llm.embedding[tokens[:, i]].repeat_interleave(2, dim=0), length + i, length + 3).clone()
+                     for i in range(3)]
+            return torch.stack(rows, dim=1)
+        x = torch.cat([start, llm.embedding[tokens]], dim=1)
+        causal = torch.ones(1, 1, length + 3, length + 3, dtype=torch.bool).tril()
+        hidden = llm.forward(x, torch.arange(length + 3).expand(len(x), -1), causal)
+        return hidden[:, length - 1:].repeat_interleave(2, dim=0)
+
+    truth = [states(model.Language(file, 0.5, torch.float32))]
+    plain, fast = (worst([states(model.Language(file, 0.5, torch.bfloat16, folder)).float()], truth)
+                   for folder in (None, kernels))
+    check(fast < 1.5 * plain + 0.01, f"token by token it is off by {fast:.4f}, autograd's way by {plain:.4f}")
+
 
 def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
     """The adapter in training's code, in the reference, and in the C programs says the same of every dev image."""
