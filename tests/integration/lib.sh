@@ -9,7 +9,10 @@ declare -A PIDS=()
 passed=0 failed=0
 
 finish() {
+  local status=$?
   trap - EXIT INT TERM
+  # A script ends with a check, which is true: any other end is one that bash forced (an unset name, a syntax error) or an exit.
+  [ "$status" -eq 0 ] || fail "$0 runs to its end (it stopped with status $status)"
   local name
   for name in "${!PIDS[@]}"; do stop "$name" KILL; done
   if grep -lqE 'ERROR: (LeakSanitizer|AddressSanitizer)|WARNING: ThreadSanitizer|runtime error:' "$DIR"/*.log 2>/dev/null; then
