@@ -94,6 +94,11 @@ static TIFF *open_tiff(tiff_decoder *self, tmsize_t allocation_max) {
   TIFF *tiff =
       TIFFClientOpenExt("picture", "rm", self, on_read, on_write, on_seek, on_close, on_size, NULL, NULL, options);
   TIFFOpenOptionsFree(options);
+  if (tiff != NULL && self->failed) { /* of a tag that it can do without */
+    self->failed = false;
+    tf_image_warn(&self->image, "TIFF: %s", self->text);
+    self->text[0] = '\0';
+  }
   return tiff;
 }
 

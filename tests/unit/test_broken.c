@@ -25,7 +25,8 @@ static picture_bytes whole_of(char format) {
   if (format == 'a') file = write_heif(pixels, WIDTH, HEIGHT, 3, heif_compression_AV1, 1);
   if (format == 'g') file = write_gif(&(gif_recipe){.width = WIDTH, .height = HEIGHT, .transparent = -1});
   if (format == 't')
-    file = write_tiff(pixels, &(tiff_recipe){.width = WIDTH, .height = HEIGHT, .channels = 3, .extra = -1});
+    file = write_tiff(pixels,
+                      &(tiff_recipe){.width = WIDTH, .height = HEIGHT, .channels = 3, .extra = -1, .orientation = 1});
   if (format == 'j') file = whole_jpeg();
   free(pixels);
   cr_assert_gt(file.size, 100);
@@ -136,6 +137,25 @@ static void break_tiff_compression(picture_bytes *file) {
 }
 static void break_tiff_palette(picture_bytes *file) {
   tiff_entry(file, 0x06, 0x01)[8] = 3; /* a palette, with three samples a pixel */
+}
+
+/* libtiff calls an orientation of 9 an error, and opens the picture all the same: it can do without the tag. */
+Test(broken, a_tiff_with_a_tag_that_means_nothing_is_read_with_a_warning) {
+  picture_bytes good = whole_of('t'), bad = whole_of('t');
+  memcpy(tiff_entry(&bad, 0x12, 0x01) + 8, "\x09\0", 2);
+  tf_image_limits limits = {.pixels_max = 250000000};
+  tf_image expected, image;
+  tf_error error;
+  cr_assert_eq(tf_image_decode(good.data, good.size, &limits, &expected, &error), TF_OK, "%s", error.text);
+  cr_expect_not(expected.warned);
+  cr_assert_eq(tf_image_decode(bad.data, bad.size, &limits, &image, &error), TF_OK, "%s", error.text);
+  cr_expect(image.warned && strstr(image.warning, "Orientation") != NULL, "%s", image.warning);
+  cr_expect_eq(image.width, expected.width);
+  cr_expect_arr_eq(image.rgb, expected.rgb, (size_t)3 * WIDTH * HEIGHT);
+  tf_image_free(&image);
+  tf_image_free(&expected);
+  free(good.data);
+  free(bad.data);
 }
 
 /* ---- the table ---- */
