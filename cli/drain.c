@@ -11,7 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { POLL_US = 200000, TOLD_EVERY_MS = 5000 };
+/* A worker is written anew each second by every router that has it: only one that stays away longer has gone. */
+enum { POLL_US = 200000, TOLD_EVERY_MS = 5000, AWAY_MS = 1500 };
 
 typedef struct drain_config {
   tf_deployment_options where;
@@ -101,7 +102,7 @@ static tf_code fail_unseen(const tf_status_worker *worker, int64_t routers, tf_e
 
 static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_status *statuses, const char *instance,
                          tf_error *error) {
-  int64_t until_ms = tf_now_ms() + config->timeout_s * 1000, told_ms = tf_now_ms();
+  int64_t until_ms = tf_now_ms() + config->timeout_s * 1000, told_ms = tf_now_ms(), away_ms = 0;
   for (;;) {
     usleep(POLL_US);
     tf_code code = look(where, statuses, error);
@@ -113,7 +114,10 @@ static tf_code wait_gone(const drain_config *config, tf_deployment *where, tf_st
       if (seen) routers += statuses[i].routers;
       if (!worker || (seen && seen->silent_ms < worker->silent_ms)) worker = seen ? seen : worker;
     }
-    if (!worker) return TF_OK;
+    if (!worker && away_ms == 0) away_ms = tf_now_ms();
+    if (!worker && tf_now_ms() - away_ms >= AWAY_MS) return TF_OK;
+    if (!worker) continue;
+    away_ms = 0;
     if (routers == 0 || tf_status_worker_is_gone(worker)) return fail_unseen(worker, routers, error);
     if (tf_interrupt_count() > 0)
       return tf_fail(error, TF_ERR_CANCELLED, "interrupted; the worker drains all the same");
