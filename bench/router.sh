@@ -5,9 +5,7 @@
 . "$(dirname "$0")/../tests/integration/lib.sh"
 BENCH_JOBS=${BENCH_JOBS:-50000}
 BENCH_SLOTS=${BENCH_SLOTS:-256}
-stub=$DIR/stub_worker
-cc -std=c11 -D_GNU_SOURCE -O2 -I. -I"$BUILD/gen" -o "$stub" bench/stub_worker.c "$BUILD/libtf_core.a" -pthread \
-  $(pkg-config --libs libzmq libprotobuf-c) -lm || exit 1
+make_fake_worker "$DIR/fake_worker" || exit 1
 
 start redis redis-server --port 0 --unixsocket "$DIR/redis.sock" --save "" --appendonly yes --appendfsync everysec --dir "$DIR"
 until_true 10 eval '[ "$(r ping 2>/dev/null)" = PONG ]' || exit 1
@@ -22,7 +20,7 @@ r xgroup create 'tf:{default}:jobs:1' router 0 mkstream >/dev/null
 jobs 1 "$BENCH_JOBS" | r >/dev/null
 sleep 2 # the AOF is written
 cpu=$(router_cpu_ms) begin=$(now_ms)
-start stub "$stub" "ipc://$DIR/router.sock" "$BENCH_SLOTS"
+start stub "$DIR/fake_worker" "ipc://$DIR/router.sock" stub 0123456789abcdef0123456789abcdef "$BENCH_SLOTS"
 until_true 300 done_to "$BENCH_JOBS" || fail "the jobs end"
 wall=$(($(now_ms) - begin)) cpu=$(($(router_cpu_ms) - cpu))
 same "every job ended once" "$BENCH_JOBS 0" "$(r xlen 'tf:{default}:results') $(r xlen 'tf:{default}:jobs:1')"

@@ -8,12 +8,7 @@ TF=$(realpath "$BUILD/tokenflex")
 total=5000
 [ -n "${LONG:-}" ] && total=100000
 fake="$DIR/fake_worker"
-flags="-O1 -g"
-case $BUILD in *asan*) flags="$flags -fsanitize=address,undefined" ;; *tsan*) flags="$flags -fsanitize=thread" ;; esac
-# shellcheck disable=SC2086,SC2046 # lists of flags
-${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -I. -I"$BUILD/gen" -o "$fake" tests/integration/fake_worker.c "$BUILD"/obj/common/*.o \
-  "$BUILD"/obj/proto/*.o "$BUILD"/obj/gen/proto/*.o -pthread \
-  $(pkg-config --libs libzmq libprotobuf-c hiredis libmicrohttpd) -lm || { fail "the fake worker compiles"; exit 1; }
+make_fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
 cd "$DIR" || exit 1
 bin=$(dirname "$TF")
 for i in 1 2; do
