@@ -7,21 +7,15 @@
 #include <immintrin.h>
 #include <stdbool.h>
 
+#include "tensor/amx.h"
+
 #define TF_AMX __attribute__((target("amx-tile,amx-bf16")))
 
 enum { TILE_LINES = 16, TILE_STEPS = 16, TILE_BYTES = TILE_STEPS * TF_KEY_STEP };
 
-typedef struct tile_config {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-} tile_config;
-
-/* 0..3: sums; 4, 5: lines; 6, 7: keys or values. Constants, as gcc 12 believes that the instruction reads 8 bytes only.
- */
-static const tile_config SCORE = {
-    .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-static const tile_config GATHER = {
+/* 0..3: sums; 4, 5: lines; 6, 7: keys or values. */
+static const tf_tile_config SCORE = TF_TILES_WHOLE;
+static const tf_tile_config GATHER = {
     .palette = 1, .row_bytes = {64, 64, 64, 64, 32, 32, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 8, 8}};
 
 TF_AMX static void score_tile(const tf_stretch *self, int64_t line, int64_t block, bool tall, bool wide) {

@@ -53,18 +53,22 @@ typedef struct tf_kernel {
   int64_t inputs_align; /* inputs are padded to a multiple of this */
   int64_t halves;       /* lines of a row: 2 where activations of 16 bits come as two int8, else 1 */
   bool is_signed;       /* int8 rows are signed; else 128 is added, and the offset takes it off again */
-  /* The product of a block of at most TF_BLOCK_LINES_MAX lines: one for few lines, and one from many_lines on; each
-   * with the panels that it takes at once. */
-  int64_t few_panels, many_panels, many_lines;
-  /* Around a thread's products of `many`, where that needs the processor set up; NULL: it does not. */
+  int64_t panels;       /* that a product takes at once */
+  /* Around a thread's products, where they need the processor set up; NULL: they do not. */
   void (*begin)(void);
   void (*end)(void);
-  void (*few)(const tf_block *block);
-  void (*many)(const tf_block *block);
+  /* The product of a block of at most TF_BLOCK_LINES_MAX lines. */
+  void (*product)(const tf_block *block);
   void (*finish)(const tf_finish *finish);
   /* One row in the kernel's form: x[width] -> out[halves * line_bytes], and its scale (int8). NULL: f32 as it is. */
   void (*convert)(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
 } tf_kernel;
+
+/* What a kernel's arithmetic says of its fields. */
+#define TF_KERNEL_F32    .compute = TF_COMPUTE_F32, .step_inputs = 1, .inputs_align = 1, .halves = 1
+#define TF_KERNEL_BF16   .compute = TF_COMPUTE_BF16, .step_inputs = 2, .inputs_align = 32, .halves = 1
+#define TF_KERNEL_INT8   .compute = TF_COMPUTE_INT8, .step_inputs = 4, .inputs_align = 64, .halves = 1
+#define TF_KERNEL_INT8X2 .compute = TF_COMPUTE_INT8X2, .step_inputs = 4, .inputs_align = 64, .halves = 2
 
 static inline bool tf_kernel_is_int8(const tf_kernel *kernel) {
   return kernel->compute == TF_COMPUTE_INT8 || kernel->compute == TF_COMPUTE_INT8X2;

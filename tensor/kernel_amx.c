@@ -10,20 +10,15 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "tensor/amx.h"
+
 #define TF_AMX __attribute__((target("amx-tile,amx-int8,amx-bf16")))
 
 enum { TILE_ROWS = 16, FETCH_BYTES = 4096 };
 
-typedef struct tile_config {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-} tile_config;
-
-/* All eight tiles 16 rows of 64 bytes. Setting up and releasing takes 170 cycles, more than a small block's products:
- * so it is done once for a thread's whole piece of work. */
-static const tile_config CONFIG = {
-    .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+/* Setting up and releasing takes 170 cycles, more than a small block's products: so it is done once for a thread's
+ * whole piece of work. */
+static const tf_tile_config CONFIG = TF_TILES_WHOLE;
 
 TF_AMX static void begin(void) {
   _tile_loadconfig(&CONFIG);
@@ -92,49 +87,11 @@ static inline __attribute__((always_inline)) void fetch(const char *first, const
 PRODUCT(product_int8, _tile_dpbusd)
 PRODUCT(product_bf16, _tile_dpbf16ps)
 
-const tf_kernel tf_kernel_int8_amx = {.name = "int8 amx",
-                                      .compute = TF_COMPUTE_INT8,
-                                      .cpu = TF_CPU_AMX,
-                                      .step_inputs = 4,
-                                      .inputs_align = 64,
-                                      .halves = 1,
-                                      .few_panels = 2,
-                                      .many_panels = 2,
-                                      .many_lines = 1,
-                                      .begin = begin,
-                                      .end = end,
-                                      .few = product_int8,
-                                      .many = product_int8,
-                                      .finish = tf_finish_avx512,
+#define AMX .cpu = TF_CPU_AMX, .panels = 2, .begin = begin, .end = end, .finish = tf_finish_avx512
+const tf_kernel tf_kernel_int8_amx = {TF_KERNEL_INT8, .name = "int8 amx", AMX, .product = product_int8,
                                       .convert = tf_convert_int8_avx512};
-const tf_kernel tf_kernel_int8x2_amx = {.name = "int8x2 amx",
-                                        .compute = TF_COMPUTE_INT8X2,
-                                        .cpu = TF_CPU_AMX,
-                                        .step_inputs = 4,
-                                        .inputs_align = 64,
-                                        .halves = 2,
-                                        .few_panels = 2,
-                                        .many_panels = 2,
-                                        .many_lines = 1,
-                                        .begin = begin,
-                                        .end = end,
-                                        .few = product_int8,
-                                        .many = product_int8,
-                                        .finish = tf_finish_avx512,
+const tf_kernel tf_kernel_int8x2_amx = {TF_KERNEL_INT8X2, .name = "int8x2 amx", AMX, .product = product_int8,
                                         .convert = tf_convert_int8x2_avx512};
-const tf_kernel tf_kernel_bf16_amx = {.name = "bf16 amx",
-                                      .compute = TF_COMPUTE_BF16,
-                                      .cpu = TF_CPU_AMX,
-                                      .step_inputs = 2,
-                                      .inputs_align = 32,
-                                      .halves = 1,
-                                      .few_panels = 2,
-                                      .many_panels = 2,
-                                      .many_lines = 1,
-                                      .begin = begin,
-                                      .end = end,
-                                      .few = product_bf16,
-                                      .many = product_bf16,
-                                      .finish = tf_finish_avx512,
+const tf_kernel tf_kernel_bf16_amx = {TF_KERNEL_BF16, .name = "bf16 amx", AMX, .product = product_bf16,
                                       .convert = tf_convert_bf16_avx512};
 #endif

@@ -193,70 +193,16 @@ TF_AVX2 static void halves_unsigned(const float *x, int64_t width, int64_t line_
   convert_halves(x, width, line_bytes, out, scale, -128);
 }
 
-const tf_kernel tf_kernel_f32_avx2 = {.name = "f32 avx2",
-                                      .compute = TF_COMPUTE_F32,
-                                      .cpu = TF_CPU_AVX2,
-                                      .step_inputs = 1,
-                                      .inputs_align = 1,
-                                      .halves = 1,
-                                      .few_panels = 4,
-                                      .many_panels = 4,
-                                      .many_lines = INT64_MAX,
-                                      .few = product_f32,
-                                      .many = product_f32,
-                                      .finish = tf_finish_avx2};
-const tf_kernel tf_kernel_int8_avx2 = {.name = "int8 avx2",
-                                       .compute = TF_COMPUTE_INT8,
-                                       .cpu = TF_CPU_AVX2,
-                                       .step_inputs = 4,
-                                       .inputs_align = 64,
-                                       .halves = 1,
-                                       .is_signed = true,
-                                       .few_panels = 4,
-                                       .many_panels = 4,
-                                       .many_lines = INT64_MAX,
-                                       .few = product_int8,
-                                       .many = product_int8,
-                                       .finish = tf_finish_avx2,
-                                       .convert = convert_signed};
-const tf_kernel tf_kernel_int8x2_avx2 = {.name = "int8x2 avx2",
-                                         .compute = TF_COMPUTE_INT8X2,
-                                         .cpu = TF_CPU_AVX2,
-                                         .step_inputs = 4,
-                                         .inputs_align = 64,
-                                         .halves = 2,
-                                         .is_signed = true,
-                                         .few_panels = 4,
-                                         .many_panels = 4,
-                                         .many_lines = INT64_MAX,
-                                         .few = product_int8,
-                                         .many = product_int8,
-                                         .finish = tf_finish_avx2,
-                                         .convert = halves_signed};
-const tf_kernel tf_kernel_int8_avx_vnni = {.name = "int8 avx-vnni",
-                                           .compute = TF_COMPUTE_INT8,
-                                           .cpu = TF_CPU_AVX2,
-                                           .step_inputs = 4,
-                                           .inputs_align = 64,
-                                           .halves = 1,
-                                           .few_panels = 4,
-                                           .many_panels = 4,
-                                           .many_lines = INT64_MAX,
-                                           .few = product_avx_vnni,
-                                           .many = product_avx_vnni,
-                                           .finish = tf_finish_avx2,
-                                           .convert = convert_unsigned};
-const tf_kernel tf_kernel_int8x2_avx_vnni = {.name = "int8x2 avx-vnni",
-                                             .compute = TF_COMPUTE_INT8X2,
-                                             .cpu = TF_CPU_AVX2,
-                                             .step_inputs = 4,
-                                             .inputs_align = 64,
-                                             .halves = 2,
-                                             .few_panels = 4,
-                                             .many_panels = 4,
-                                             .many_lines = INT64_MAX,
-                                             .few = product_avx_vnni,
-                                             .many = product_avx_vnni,
-                                             .finish = tf_finish_avx2,
-                                             .convert = halves_unsigned};
+const tf_kernel tf_kernel_f32_avx2 = {TF_KERNEL_F32, .name = "f32 avx2",     .cpu = TF_CPU_AVX2,
+                                      .panels = 4,   .product = product_f32, .finish = tf_finish_avx2};
+/* The int8 kernels of AVX2: rows are signed without AVX-VNNI. */
+#define INT8_AVX2(what, signs, multiply, fill)                                                                         \
+  .name = what, .cpu = TF_CPU_AVX2, .is_signed = signs, .panels = 4, .product = multiply, .finish = tf_finish_avx2,    \
+  .convert = fill
+const tf_kernel tf_kernel_int8_avx2 = {TF_KERNEL_INT8, INT8_AVX2("int8 avx2", true, product_int8, convert_signed)};
+const tf_kernel tf_kernel_int8x2_avx2 = {TF_KERNEL_INT8X2, INT8_AVX2("int8x2 avx2", true, product_int8, halves_signed)};
+const tf_kernel tf_kernel_int8_avx_vnni = {TF_KERNEL_INT8,
+                                           INT8_AVX2("int8 avx-vnni", false, product_avx_vnni, convert_unsigned)};
+const tf_kernel tf_kernel_int8x2_avx_vnni = {TF_KERNEL_INT8X2,
+                                             INT8_AVX2("int8x2 avx-vnni", false, product_avx_vnni, halves_unsigned)};
 #endif

@@ -29,7 +29,6 @@ typedef struct apply_job {
   const tf_rows *rows;
   float *const *y;
   const tf_epilogue *epilogue;
-  bool many;
   int64_t unit_panels, unit_rows, row_units; /* units of one group of panels, beside each other in memory */
   int64_t groups[TF_LINEAR_PARTS_MAX];       /* of panels, in each part */
 } apply_job;
@@ -57,7 +56,7 @@ static void run_block(const apply_job *job, int part_index, int64_t panel, int64
                     .steps = self->steps,
                     .is_first = is_first,
                     .sums = sums};
-  (job->many ? self->kernel->many : self->kernel->few)(&block);
+  self->kernel->product(&block);
   tf_finish finish = {.sums = sums,
                       .sums_stride = panels * TF_PANEL,
                       .rows = rows,
@@ -85,7 +84,7 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
   const apply_job *job = context;
   const tf_kernel *kernel = job->self->kernel;
   (void)thread;
-  if (job->many && kernel->begin) kernel->begin();
+  if (kernel->begin) kernel->begin();
   for (int64_t unit = begin; unit < end; unit++) {
     int64_t group = unit / job->row_units, first = unit % job->row_units * job->unit_rows;
     int part = 0;
@@ -96,7 +95,7 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
     for (int64_t row = first, most = TF_BLOCK_LINES_MAX / kernel->halves; row < last; row += most)
       run_block(job, part, panel, panels, row, smaller(last - row, most), row == first);
   }
-  if (job->many && kernel->end) kernel->end();
+  if (kernel->end) kernel->end();
 }
 
 /* Groups of panels in all parts. */
@@ -109,13 +108,11 @@ static int64_t count_groups(apply_job *job) {
   return groups;
 }
 
-/* Units small enough that the threads end together: first fewer panels (the few-row kernels lose little by that), then
+/* Units small enough that the threads end together: first fewer panels (the kernels lose little by that), then
  * fewer rows. */
 static int64_t cut_units(apply_job *job, int threads) {
-  const tf_kernel *kernel = job->self->kernel;
-  job->many = job->rows->rows * kernel->halves >= kernel->many_lines;
   int64_t wanted = threads == 1 ? 1 : (int64_t)threads * UNITS_A_THREAD, groups;
-  job->unit_panels = job->many ? kernel->many_panels : kernel->few_panels;
+  job->unit_panels = job->self->kernel->panels;
   job->unit_rows = job->rows->rows;
   job->row_units = 1;
   while ((groups = count_groups(job)) < wanted && job->unit_panels > 2) job->unit_panels -= 2;

@@ -73,30 +73,11 @@ void tf_layer_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, c
   tf_parallel(pool, rows, row_grain(width), layer_norm_rows, &job);
 }
 
-TF_CLONES static void rms_norm_rows(void *context, int64_t begin, int64_t end, int thread) {
-  const norm_job *job = context;
-  const float *weight = job->weight;
-  int64_t width = job->width;
-  (void)thread;
-  for (int64_t row = begin; row < end; row++) {
-    const float *x = job->x + row * width;
-    float *y = job->y + row * width;
-    float factor = 1.0f / sqrtf(squares_about(x, width, 0.0f) / (float)width + job->epsilon);
-    int64_t i = 0;
-    for (; i + TF_LANES <= width; i += TF_LANES) tf_store8(y + i, tf_load8(x + i) * factor * tf_load8(weight + i));
-    for (; i < width; i++) y[i] = x[i] * factor * weight[i];
-  }
-}
-
-void tf_rms_norm_row(const float *x, int64_t width, const float *weight, float epsilon, float *y) {
-  norm_job job = {.x = x, .weight = weight, .width = width, .epsilon = epsilon, .y = y};
-  rms_norm_rows(&job, 0, 1, 0);
-}
-
-void tf_rms_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, float epsilon,
-                 float *y) {
-  norm_job job = {.x = x, .weight = weight, .width = width, .epsilon = epsilon, .y = y};
-  tf_parallel(pool, rows, row_grain(width), rms_norm_rows, &job);
+TF_CLONES void tf_rms_norm_row(const float *x, int64_t width, const float *weight, float epsilon, float *y) {
+  float factor = 1.0f / sqrtf(squares_about(x, width, 0.0f) / (float)width + epsilon);
+  int64_t i = 0;
+  for (; i + TF_LANES <= width; i += TF_LANES) tf_store8(y + i, tf_load8(x + i) * factor * tf_load8(weight + i));
+  for (; i < width; i++) y[i] = x[i] * factor * weight[i];
 }
 
 float tf_activate(tf_activation activation, float x) {

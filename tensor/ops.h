@@ -8,8 +8,6 @@
 /* x, y: [rows, width]; y may be x. weight, bias: [width]. */
 void tf_layer_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, const float *bias,
                    float epsilon, float *y);
-void tf_rms_norm(tf_pool *pool, const float *x, int64_t rows, int64_t width, const float *weight, float epsilon,
-                 float *y);
 /* One row, on the caller's thread. */
 void tf_layer_norm_row(const float *x, int64_t width, const float *weight, const float *bias, float epsilon, float *y);
 void tf_rms_norm_row(const float *x, int64_t width, const float *weight, float epsilon, float *y);

@@ -118,7 +118,8 @@ static void check_norm(tf_pool *pool, int64_t width, bool layer) {
   if (layer)
     tf_layer_norm(pool, in, ROWS, width, weight, bias, epsilon, out);
   else
-    tf_rms_norm(pool, in, ROWS, width, weight, epsilon, out);
+    for (int64_t row = 0; row < ROWS; row++)
+      tf_rms_norm_row(in + row * width, width, weight, epsilon, out + row * width);
   for (int64_t row = 0; row < ROWS; row++) {
     double mean = 0.0, square = 0.0;
     for (int64_t i = 0; layer && i < width; i++) mean += (double)in[row * width + i] / (double)width;
