@@ -18,7 +18,6 @@ struct tf_control {
   char cursor[CURSOR_BYTES];
   char drains[TF_CONTROL_DRAINS_MAX][TF_INSTANCE_BYTES_MAX + 1];
   size_t drain_count; /* ever; the newest are kept */
-  tf_arguments arguments;
 };
 
 static void send_drain(tf_control *self, const tf_worker *worker) {
@@ -57,13 +56,11 @@ static void obey(tf_control *self, const redisReply *fields) {
   }
 }
 
-/* reply: {{key, {{stream id, {field, value...}}...}}}, or nil. */
 static void on_read(void *context, const redisReply *reply) {
   tf_control *self = context;
   self->reading = false;
-  if (!reply || reply->type != REDIS_REPLY_ARRAY || reply->elements != 1 || reply->element[0]->elements != 2) return;
-  const redisReply *entries = reply->element[0]->element[1];
-  for (size_t i = 0; entries->type == REDIS_REPLY_ARRAY && i < entries->elements; i++) {
+  const redisReply *entries = tf_scripts_entries(reply);
+  for (size_t i = 0; entries && i < entries->elements; i++) {
     const redisReply *entry = entries->element[i];
     if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2) continue;
     if (entry->element[0]->type == REDIS_REPLY_STRING && entry->element[0]->len < sizeof self->cursor)
@@ -74,17 +71,8 @@ static void on_read(void *context, const redisReply *reply) {
 
 static void on_timer(void *context) {
   tf_control *self = context;
-  if (self->reading || !tf_scripts_is_ready(self->parts.scripts)) return;
-  char key[TF_REDIS_KEY_BYTES_MAX];
-  tf_scripts_key(self->parts.scripts, "control", key);
-  tf_arguments_clear(&self->arguments);
-  tf_arguments_add(&self->arguments, "XREAD");
-  tf_arguments_add(&self->arguments, "COUNT");
-  tf_arguments_add_int(&self->arguments, TF_CONTROL_READ_MAX);
-  tf_arguments_add(&self->arguments, "STREAMS");
-  tf_arguments_add(&self->arguments, key);
-  tf_arguments_add(&self->arguments, self->cursor);
-  self->reading = tf_scripts_command(self->parts.scripts, &self->arguments, on_read, self);
+  if (self->reading) return;
+  self->reading = tf_scripts_read(self->parts.scripts, "control", TF_CONTROL_READ_MAX, self->cursor, on_read, self);
 }
 
 tf_code tf_control_new(const tf_control_parts *parts, tf_control **out) {

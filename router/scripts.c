@@ -240,3 +240,22 @@ bool tf_scripts_command(tf_scripts *self, const tf_arguments *words, tf_redis_re
   memcpy(items, words->items, (size_t)words->count * sizeof *items);
   return send_call(self, items[0], words->count, items, words->sizes, fn, context);
 }
+
+bool tf_scripts_read(tf_scripts *self, const char *suffix, int count, const char *cursor, tf_redis_reply_fn fn,
+                     void *context) {
+  if (!tf_scripts_is_ready(self)) return false;
+  char key[TF_REDIS_KEY_BYTES_MAX], count_text[12];
+  tf_scripts_key(self, suffix, key);
+  snprintf(count_text, sizeof count_text, "%d", count);
+  const char *words[] = {"XREAD", "COUNT", count_text, "STREAMS", key, cursor};
+  size_t sizes[] = {5, 5, strlen(count_text), 7, strlen(key), strlen(cursor)};
+  return send_call(self, words[0], sizeof words / sizeof *words, words, sizes, fn, context);
+}
+
+/* reply: {{key, {{stream id, {field, value...}}...}}}, or nil. */
+const redisReply *tf_scripts_entries(const redisReply *reply) {
+  if (!reply || reply->type != REDIS_REPLY_ARRAY || reply->elements != 1) return NULL;
+  const redisReply *stream = reply->element[0];
+  if (stream->type != REDIS_REPLY_ARRAY || stream->elements != 2) return NULL;
+  return stream->element[1]->type == REDIS_REPLY_ARRAY ? stream->element[1] : NULL;
+}

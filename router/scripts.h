@@ -59,6 +59,11 @@ bool tf_scripts_call(tf_scripts *self, tf_script script, const tf_arguments *arg
                      void *context);
 /* A plain command, its words as arguments (the first is the command's name); the same rules. */
 bool tf_scripts_command(tf_scripts *self, const tf_arguments *words, tf_redis_reply_fn fn, void *context);
+/* XREAD of the entries after `cursor` in "tf:{queue}:suffix", count at most; the same rules. */
+bool tf_scripts_read(tf_scripts *self, const char *suffix, int count, const char *cursor, tf_redis_reply_fn fn,
+                     void *context);
+/* Its reply's entries, each {stream id, {field, value...}}; NULL where there are none. Borrowed from the reply. */
+const redisReply *tf_scripts_entries(const redisReply *reply);
 /* "tf:{queue}:suffix" into out, which holds TF_REDIS_KEY_BYTES_MAX. */
 void tf_scripts_key(const tf_scripts *self, const char *suffix, char *out);
 

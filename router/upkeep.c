@@ -172,14 +172,12 @@ static void add_cancel(cancellation *made, const char *asked, const redisReply *
   }
 }
 
-/* reply: {{key, {{stream id, {field, value...}}...}}}, or nil. */
 static void on_cancels_read(void *context, const redisReply *reply) {
   tf_upkeep *self = context;
   self->reading_cancels = false;
-  if (!reply || reply->type != REDIS_REPLY_ARRAY || reply->elements != 1 || reply->element[0]->elements != 2) return;
-  const redisReply *entries = reply->element[0]->element[1];
-  cancellation *made = calloc(1, sizeof *made);
-  if (!made) return; /* read again */
+  const redisReply *entries = tf_scripts_entries(reply);
+  cancellation *made = entries ? calloc(1, sizeof *made) : NULL;
+  if (!made) return; /* nothing, or no memory: read again */
   made->owner = self;
   begin(self);
   self->arguments.count = 0; /* cancel.lua takes no instance */
@@ -206,24 +204,16 @@ static void on_cancels_read(void *context, const redisReply *reply) {
 
 static void read_cancels(void *context) {
   tf_upkeep *self = context;
-  if (self->reading_cancels || !tf_scripts_is_ready(self->parts.scripts)) return;
-  char key[TF_REDIS_KEY_BYTES_MAX];
-  tf_scripts_key(self->parts.scripts, "cancel", key);
-  tf_arguments_clear(&self->arguments);
-  tf_arguments_add(&self->arguments, "XREAD");
-  tf_arguments_add(&self->arguments, "COUNT");
-  tf_arguments_add_int(&self->arguments, CANCELS_PER_READ);
-  tf_arguments_add(&self->arguments, "STREAMS");
-  tf_arguments_add(&self->arguments, key);
-  tf_arguments_add(&self->arguments, self->cancel_cursor);
-  self->reading_cancels = tf_scripts_command(self->parts.scripts, &self->arguments, on_cancels_read, self);
+  if (self->reading_cancels) return;
+  self->reading_cancels =
+      tf_scripts_read(self->parts.scripts, "cancel", CANCELS_PER_READ, self->cancel_cursor, on_cancels_read, self);
 }
 
 /* --- Sweeping --- */
 
 static void on_swept(void *context, const redisReply *reply) {
   tf_upkeep *self = context;
-  if (!reply || reply->type != REDIS_REPLY_ARRAY || reply->elements != 3) return;
+  if (!reply || reply->type != REDIS_REPLY_ARRAY || reply->elements != 4) return;
   if (reply->element[0]->integer > 0) {
     tf_metric_add(self->parts.stats->sweeps_recovered, (double)reply->element[0]->integer);
     tf_log_warn("sweep_recovered", TF_INT("jobs", reply->element[0]->integer));
