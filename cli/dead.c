@@ -26,7 +26,8 @@ static const tf_option options[] = {
     {"code", 'c', TF_OPTION_STRING, FIELD(code), 0, 0, NULL, "CODE", "Only letters with this error code"},
     {"all", 'a', TF_OPTION_FLAG, FIELD(all), 0, 0, NULL, NULL, "retry, drop: every letter that is there now"},
     {"limit", 'n', TF_OPTION_INT, FIELD(limit), 1, 1e9, "100", "letters", "list: so many at most, the oldest first"},
-    {"lane", 0, TF_OPTION_CHOICE, FIELD(lane), 0, 0, "batch", "interactive|batch", "retry: where the jobs go"},
+    {"lane", 0, TF_OPTION_CHOICE, FIELD(lane), 0, 0, "own", "own|interactive|batch",
+     "retry: where the jobs go; own: where each came from"},
     {"json", 0, TF_OPTION_FLAG, FIELD(json), 0, 0, NULL, NULL, "list, show: one JSON object a letter"},
 };
 static const tf_program program = {
@@ -62,17 +63,19 @@ static json_t *json_text(const char *text) {
 }
 
 static void print_json(const dead_command *self, const tf_letter *letter) {
+  static const char *const lanes[] = {"interactive", "batch"};
   json_t *root = json_object(), *fields = json_object();
   json_object_set_new(root, "id", json_text(letter->id));
   json_object_set_new(root, "code", json_text(letter->code));
   json_object_set_new(root, "message", json_text(letter->message));
+  json_object_set_new(root, "lane", letter->lane < 0 ? json_null() : json_string(lanes[letter->lane]));
   json_object_set_new(root, "attempts", json_integer(strtoll(letter->attempts, NULL, 10)));
   json_object_set_new(root, "died_ms", json_integer(strtoll(letter->sid, NULL, 10)));
   json_object_set_new(root, "letter", json_text(letter->sid));
   json_object_set_new(root, "image_bytes", letter->image_bytes < 0 ? json_null() : json_integer(letter->image_bytes));
   for (size_t i = 0; letter->fields && i + 1 < letter->fields->elements; i += 2) {
     const char *name = letter->fields->element[i]->str;
-    static const char *const own[] = {"id", "error_code", "error_message", "attempts"};
+    static const char *const own[] = {"id", "lane", "error_code", "error_message", "attempts"};
     bool shown = false;
     for (size_t k = 0; k < sizeof own / sizeof own[0]; k++) shown = shown || strcmp(name, own[k]) == 0;
     if (shown) continue;
@@ -266,7 +269,8 @@ static tf_code work(dead_command *self, verb what, const char **ids, size_t coun
   gathering gathered = {.command = self, .error = error};
   tf_letter_fn fn = what == LIST ? list_letter : what == SHOW ? show_letter : settle_letter;
   void *context = what == LIST || what == SHOW ? (void *)self : &gathered;
-  if (what == RETRY) self->action = strcmp(self->config->lane, "interactive") == 0 ? "0" : "1";
+  const char *lane = self->config->lane;
+  if (what == RETRY) self->action = strcmp(lane, "own") == 0 ? lane : strcmp(lane, "interactive") == 0 ? "0" : "1";
   if (what == DROP) self->action = "drop";
   tf_code code = tf_deployment_connect(&self->deployment, error);
   if (!code && count == 0) code = each_server(self, NULL, fn, context, error);

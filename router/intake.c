@@ -216,6 +216,7 @@ static bool claim(tf_intake *self, uint32_t count) {
   self->asked_state = tf_load_wants_state(self->parts.load);
   tf_arguments_add(arguments, self->asked_state ? "1" : "0");
   tf_arguments_add_int(arguments, config->dead_image_bytes_max);
+  tf_arguments_add_int(arguments, config->dead_max);
   self->asked = count;
   tf_metric_add(self->parts.stats->claims, 1);
   return tf_scripts_call(self->parts.scripts, TF_SCRIPT_CLAIM, arguments, on_claimed, self);

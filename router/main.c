@@ -28,6 +28,7 @@ static const tf_option options[] = {
   {"results-keep-s", 0, TF_OPTION_INT, AT(results_keep_s), 1, 31536000, "604800", "s", "that results stay, and longer where a consumer group has them unread"},
   {"max-waiting", 0, TF_OPTION_INT, AT(max_waiting), 0, 1000000000, "1000000", "jobs", "that may wait; clients then get queue_full; 0: no limit"},
   {"max-waiting-bytes", 0, TF_OPTION_INT, AT(max_waiting_bytes), 0, INT64_C(1) << 50, "17179869184", "bytes", "that waiting jobs may take in Redis; 0: no limit"},
+  {"dead-max", 0, TF_OPTION_INT, AT(dead_max), 1, 1000000000, "100000", "letters", "that are kept of jobs given up; past it the oldest go"},
   {"dead-image-bytes-max", 0, TF_OPTION_INT, AT(dead_image_bytes_max), 0, INT64_C(1) << 40, "268435456", "bytes", "of images that dead letters keep"},
   {"peer-timeout-ms", 0, TF_OPTION_INT, AT(peer_timeout_ms), 100, 600000, "5000", "ms", "of silence after which a worker counts as gone"},
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},

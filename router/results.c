@@ -252,6 +252,7 @@ static void fail_arguments(tf_results *self, const char *entry, uint32_t attempt
   snprintf(jitter_text, 16, "%.4f", jitter(self));
   tf_arguments_add(arguments, jitter_text);
   tf_arguments_add_int(arguments, self->parts.config->dead_image_bytes_max);
+  tf_arguments_add_int(arguments, self->parts.config->dead_max);
 }
 
 static bool issue_fail(tf_results *self, tf_router_job *job) {

@@ -21,6 +21,9 @@ void tf_router_stats_init(tf_router_stats *self, tf_metrics *metrics) {
   self->workers_lost = tf_metrics_counter(metrics, "tokenflex_workers_lost_total", "", "Workers that fell silent");
   self->sweeps_recovered = tf_metrics_counter(metrics, "tokenflex_sweep_recovered_total", "",
                                               "Claimed jobs that nobody answered for, made claimable again");
+  self->dead_dropped =
+      tf_metrics_counter(metrics, "tokenflex_dead_dropped_total", "",
+                         "Dead letters, the oldest, that went because there were more than --dead-max");
   self->unfinished = tf_metrics_gauge(metrics, "tokenflex_queue_jobs", "state=\"unfinished\"", "Jobs of the queue");
   self->waiting = tf_metrics_gauge(metrics, "tokenflex_queue_jobs", "state=\"waiting\"", "Jobs of the queue");
   self->in_encode = tf_metrics_gauge(metrics, "tokenflex_queue_jobs", "state=\"encode\"", "Jobs of the queue");

@@ -11,7 +11,7 @@ typedef struct tf_router_config {
   const char *redis, *queue, *bind;
   const char *wire_queue; /* what workers know the queue as: tf_router_wire_queue */
   int64_t lease_ms, max_attempts, target_wait_ms, dedupe_window_s, peer_timeout_ms, results_max, drain_timeout_s,
-      job_timeout_ms, max_waiting, max_waiting_bytes, results_keep_s, dead_image_bytes_max;
+      job_timeout_ms, max_waiting, max_waiting_bytes, results_keep_s, dead_image_bytes_max, dead_max;
   bool insecure;
 } tf_router_config;
 
@@ -40,7 +40,7 @@ typedef enum tf_job_outcome {
 typedef struct tf_router_stats {
   tf_metrics *metrics; /* borrowed */
   tf_metric *outcomes[TF_OUTCOME_COUNT];
-  tf_metric *claimed, *claims, *commit_errors, *leases_lost, *workers_lost, *sweeps_recovered;
+  tf_metric *claimed, *claims, *commit_errors, *leases_lost, *workers_lost, *sweeps_recovered, *dead_dropped;
   tf_metric *unfinished, *waiting, *in_encode, *in_decode, *results_length, *held;
   tf_metric *encoders, *llms;
   tf_metric *arrivals, *budget, *encoders_wanted, *llms_wanted;

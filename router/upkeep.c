@@ -223,6 +223,10 @@ static void on_swept(void *context, const redisReply *reply) {
     if (cursor->type == REDIS_REPLY_STRING && cursor->len < sizeof self->sweep_cursors[lane])
       snprintf(self->sweep_cursors[lane], sizeof self->sweep_cursors[lane], "%s", cursor->str);
   }
+  int64_t dropped = reply->element[3]->integer;
+  if (dropped <= 0) return;
+  tf_metric_add(self->parts.stats->dead_dropped, (double)dropped);
+  tf_log_warn("dead_letters_dropped", TF_INT("letters", dropped), TF_INT("dead_max", self->parts.config->dead_max));
 }
 
 static void sweep(void *context) {
@@ -234,6 +238,7 @@ static void sweep(void *context) {
   tf_arguments_add(&self->arguments, self->sweep_cursors[1]);
   tf_arguments_add_int(&self->arguments, self->parts.config->results_keep_s * 1000);
   tf_arguments_add_int(&self->arguments, self->parts.config->results_max);
+  tf_arguments_add_int(&self->arguments, self->parts.config->dead_max);
   tf_scripts_call(self->parts.scripts, TF_SCRIPT_SWEEP, &self->arguments, on_swept, self);
 }
 

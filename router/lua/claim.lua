@@ -1,14 +1,14 @@
 -- Takes jobs for one router: expired leases, due retries, then new entries of both lanes by weight; each gets a lease.
 -- KEYS and ARGV[1]: prelude.lua. ARGV: 2 instance, 3 count (0: load only), 4 lease_ms, 5 bytes_max, 6 turn, 7 weight of
 -- lane 0 against 1, 8 results_max, 9 dedupe_ms, 10 takeovers_max, 11 done_max (entries ended here at most), 12 "1": bring
--- the shared policy state, 13 dead_image_bytes_max.
+-- the shared policy state, 13 dead_image_bytes_max, 14 dead_max.
 -- Out: {now_us, {numbers}, {{entry, attempt, failures, n, reason, suspect, fields}...}, policy state (or ""),
 -- {{pace, remaining, finish_ms}...}}; numbers: XLEN 0, XLEN 1, live leases encode, decode, XLEN results, retries, entries
 -- ended here: duplicates, in dead letters; turn, jobs that ever arrived. A pace that nobody keeps has "" and "".
 local instance, count, lease_ms, bytes_max = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local turn, weight, results_max, dedupe_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 local takeovers_max, ended_max = tonumber(ARGV[10]), tonumber(ARGV[11])
-dead_image_bytes_max = tonumber(ARGV[13])
+dead_image_bytes_max, dead_max = tonumber(ARGV[13]), tonumber(ARGV[14])
 local now = now_us()
 local now_ms = math.floor(now / 1000)
 local out, bytes, ended, duplicates, dead, paces = {}, 0, 0, 0, 0, {}

@@ -1,6 +1,7 @@
 -- One job's attempt failed, or the job is refused. Tries it again after a backoff, or ends it in the dead letters.
 -- KEYS and ARGV[1]: prelude.lua. ARGV: 2 dedupe_ms, 3 instance, 4 entry, 5 attempt, 6 mode, 7 code, 8 message,
--- 9 failures_max, 10 backoff_ms, 11 backoff_ms_max, 12 jitter (0.5 to 1; scales the backoff), 13 dead_image_bytes_max.
+-- 9 failures_max, 10 backoff_ms, 11 backoff_ms_max, 12 jitter (0.5 to 1; scales the backoff), 13 dead_image_bytes_max,
+-- 14 dead_max.
 -- mode: "count" (may pass with another try), "last" (counts, can never pass), "free" (handed back untried),
 -- "suspect" (was on a worker that died, not known to be alone there: tried again alone, not counted, but for one that
 -- was at so many deaths that it can't be chance), "refuse" (this router's, ends now).
@@ -9,7 +10,7 @@ local dedupe_ms, instance, entry, attempt, mode = ARGV[2], ARGV[3], ARGV[4], ARG
 local code, message, failures_max = ARGV[7], ARGV[8], tonumber(ARGV[9])
 local backoff_ms, backoff_ms_max, jitter = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local SUSPICIONS_MAX = 20
-dead_image_bytes_max = tonumber(ARGV[13])
+dead_image_bytes_max, dead_max = tonumber(ARGV[13]), tonumber(ARGV[14])
 local lane, sid = split(entry)
 if not lane then return 'stale' end
 local key = job_key(entry)

@@ -112,18 +112,37 @@ local function end_duplicate(entry, lane, sid, id, done, reply)
   end
 end
 
--- What the dead letters keep of images: a letter's stream id -> bytes, and their `sum`. The scripts that bury set the
--- bound.
-local DEAD_IMAGES = PREFIX .. 'dead:images'
-local dead_image_bytes_max = 0
+-- Dead letters are bounded in number and in what they keep of images (a letter's stream id -> bytes, and their `sum`). The
+-- scripts that bury set both bounds.
+local DEAD_IMAGES, DEAD_DROPPED = PREFIX .. 'dead:images', PREFIX .. 'dead:dropped'
+local dead_image_bytes_max, dead_max = 0, math.huge
 local function may_keep(image)
   local found = redis.call('TYPE', DEAD_IMAGES).ok
   if found ~= 'hash' and found ~= 'none' then return false end
   return (tonumber(redis.call('HGET', DEAD_IMAGES, 'sum')) or 0) + #image <= dead_image_bytes_max
 end
 
+-- A letter that kept an image has gone.
+local function free_image(sid, bytes)
+  redis.call('HDEL', DEAD_IMAGES, sid)
+  redis.call('HINCRBY', DEAD_IMAGES, 'sum', '-' .. bytes)
+end
+
+-- Drops the oldest letters past the bound, `most` of them at most. Their ids stay ended; `sweep` tells how many went.
+local function bound_letters(most)
+  local over = math.min(redis.call('XLEN', DEAD) - dead_max, most)
+  if over <= 0 then return end
+  for _ = 1, over do
+    local oldest = redis.call('XRANGE', DEAD, '-', '+', 'COUNT', 1)[1][1] -- one at a time: letters hold images
+    redis.call('XDEL', DEAD, oldest)
+    local bytes = redis.pcall('HGET', DEAD_IMAGES, oldest)
+    if type(bytes) == 'string' then free_image(oldest, bytes) end
+  end
+  redis.pcall('INCRBY', DEAD_DROPPED, over)
+end
+
 -- What a letter says itself, whatever the job's fields are called.
-local OF_LETTER = {id = true, image = true, image_dropped = true, error_code = true, error_message = true,
+local OF_LETTER = {id = true, image = true, image_dropped = true, lane = true, error_code = true, error_message = true,
                    attempts = true}
 
 -- Ends a job in the dead letters. fields: the entry's, or what is known of it. attempts: tries that counted.
@@ -143,6 +162,8 @@ local function bury(entry, lane, sid, id, fields, code, message, attempts, dedup
     letter[#letter + 1] = kept and 'image' or 'image_dropped'
     letter[#letter + 1] = kept and image or '1'
   end
+  letter[#letter + 1] = 'lane'
+  letter[#letter + 1] = lane
   local ending = {'error_code', code, 'error_message', message, 'attempts', tostring(attempts)}
   for _, value in ipairs(ending) do letter[#letter + 1] = value end
   local at = redis.call('XADD', DEAD, '*', unpack(letter))
@@ -150,6 +171,7 @@ local function bury(entry, lane, sid, id, fields, code, message, attempts, dedup
     redis.call('HSET', DEAD_IMAGES, at, #image)
     redis.call('HINCRBY', DEAD_IMAGES, 'sum', #image)
   end
+  bound_letters(2) -- one for this letter, and one where the bound was lowered
   redis.call('SET', done_key(entry, sid, id), 'd ' .. at, 'PX', dedupe_ms)
   redis.call('DEL', PREFIX .. 'cancelled:' .. id)
   redis.pcall('HINCRBY', PREFIX .. 'errors', code, 1)

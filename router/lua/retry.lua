@@ -1,14 +1,14 @@
 -- Published: puts dead letters back on the queue, with their id and fields, as if they had never been tried; or drops them.
 -- KEYS: 1 tf:{Q}:dead, 2 tf:{Q}:jobs:0, 3 tf:{Q}:jobs:1. ARGV: 1 the prefix "tf:{Q}:", 2 "0" or "1": the lane they go to,
--- or "drop"; then stream ids of letters.
+-- "own": the one they came from (1 where a letter does not say), or "drop"; then stream ids of letters.
 -- Out: for each "retried", "dropped", "gone" (no such letter), "ended" (its id has another end by now), "no_image" (its
 -- bytes were not kept). What clears the id's end and what adds the job happen together, or not at all.
 local DEAD, PREFIX, lane = KEYS[1], ARGV[1], ARGV[2]
 local JOBS = {['0'] = KEYS[2], ['1'] = KEYS[3]}
 local IMAGES = PREFIX .. 'dead:images'
 local UNCANCELLED_KEPT_MS = 660000 -- longer than the routers keep requests to cancel
-if #KEYS ~= 3 or (lane ~= 'drop' and not JOBS[lane]) then
-  return redis.error_reply('invalid_argument retry.lua takes 3 keys, the prefix, a lane or "drop", and stream ids')
+if #KEYS ~= 3 or (lane ~= 'drop' and lane ~= 'own' and not JOBS[lane]) then
+  return redis.error_reply('invalid_argument retry.lua takes 3 keys, the prefix, a lane, "own" or "drop", and stream ids')
 end
 for key, wanted in pairs({[DEAD] = 'stream', [KEYS[2]] = 'stream', [KEYS[3]] = 'stream', [IMAGES] = 'hash'}) do
   local found = redis.call('TYPE', key).ok
@@ -18,7 +18,7 @@ for key, wanted in pairs({[DEAD] = 'stream', [KEYS[2]] = 'stream', [KEYS[3]] = '
 end
 
 -- What a letter says itself; the rest is the job's.
-local OF_LETTER = {id = true, image_dropped = true, error_code = true, error_message = true, attempts = true}
+local OF_LETTER = {id = true, image_dropped = true, lane = true, error_code = true, error_message = true, attempts = true}
 
 local function remove(sid)
   local bytes = redis.call('HGET', IMAGES, sid)
@@ -39,11 +39,12 @@ local function ends_of(id)
 end
 
 local function retry(sid, letter)
-  local id, fields, source = nil, {}, false
+  local id, fields, source, own = nil, {}, false, '1'
   for i = 1, #letter, 2 do
     local name = letter[i]
     if name == 'id' then id = letter[i + 1] end
     if name == 'image' or name == 'uri' then source = true end
+    if name == 'lane' and JOBS[letter[i + 1]] then own = letter[i + 1] end
     if not OF_LETTER[name] then
       fields[#fields + 1] = name
       fields[#fields + 1] = letter[i + 1]
@@ -65,7 +66,7 @@ local function retry(sid, letter)
   local now_ms = string.format('%.0f', tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000))
   redis.call('SET', PREFIX .. 'uncancelled:' .. id, now_ms, 'PX', UNCANCELLED_KEPT_MS)
   redis.call('DEL', PREFIX .. 'cancelled:' .. id)
-  redis.call('XADD', JOBS[lane], '*', 'id', id, unpack(fields))
+  redis.call('XADD', JOBS[lane] or JOBS[own], '*', 'id', id, unpack(fields))
   for _, key in ipairs(mine) do redis.call('DEL', key) end
   remove(sid)
   return 'retried'

@@ -1,12 +1,14 @@
 -- Finds claimed jobs that nobody answers for (no lease, no retry) and lets them be taken; removes idle dead consumers,
--- results that nobody needs any more, and the books of images whose dead letters are gone.
+-- results that nobody needs any more, letters past their bound, and the books of images whose dead letters are gone.
 -- KEYS and ARGV[1]: prelude.lua. ARGV: 2 instance, 3 idle_ms, 4 count, 5 cursor of lane 0, 6 cursor of lane 1 ("-": start),
--- 7 results_keep_ms, 8 results_max.
--- Out: {recovered, next cursor 0, next cursor 1}; a cursor is "-" when that lane was seen to its end.
+-- 7 results_keep_ms, 8 results_max, 9 dead_max.
+-- Out: {recovered, next cursor 0, next cursor 1, dead letters dropped since the last sweep of any router}; a cursor is "-"
+-- when that lane was seen to its end.
 local instance, idle_ms, count = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now_ms = math.floor(now_us() / 1000)
 local results_keep_ms, results_max = tonumber(ARGV[7]), tonumber(ARGV[8])
-local TRIMMED_MAX, LETTERS_CHECKED = 10000, 100
+local TRIMMED_MAX, LETTERS_CHECKED, LETTERS_DROPPED = 10000, 100, 100
+dead_max = tonumber(ARGV[9])
 local recovered, cursors = 0, {['0'] = '-', ['1'] = '-'}
 for lane, stream in pairs(JOBS) do
   local start = lane == '0' and ARGV[5] or ARGV[6]
@@ -72,12 +74,13 @@ local function check_dead_images()
   local some = redis.call('HRANDFIELD', DEAD_IMAGES, LETTERS_CHECKED, 'WITHVALUES')
   for i = 1, #some, 2 do
     if some[i] ~= 'sum' and not redis.call('XRANGE', DEAD, some[i], some[i], 'COUNT', 1)[1] then
-      redis.call('HDEL', DEAD_IMAGES, some[i])
-      redis.call('HINCRBY', DEAD_IMAGES, 'sum', '-' .. some[i + 1])
+      free_image(some[i], some[i + 1])
     end
   end
 end
 
 trim_results()
+bound_letters(LETTERS_DROPPED)
 check_dead_images()
-return {recovered, cursors['0'], cursors['1']}
+local dropped = redis.pcall('GETDEL', DEAD_DROPPED)
+return {recovered, cursors['0'], cursors['1'], type(dropped) == 'string' and tonumber(dropped) or 0}

@@ -373,6 +373,32 @@ same "which keeps its image" 5000 "$(field dead fail-image_corrupt-3 image | tr 
 nothing_left limits
 down lm lmw
 
+scenario dead_letters
+port=$(free_port)
+router dm --dead-max 3 --dead-image-bytes-max 5000 --health "127.0.0.1:$port"
+worker dmw dm
+add id fail-image_corrupt-1 image "$(picture 3000)" >/dev/null
+check "a job with an image dies" until_true 10 ended fail-image_corrupt-1
+same "its letter says the lane" 1 "$(field dead fail-image_corrupt-1 lane)"
+for i in 2 3; do job "fail-image_corrupt-$i"; done
+check "as many letters as may be" until_true 10 eval '[ "$(count dead)" = 3 ]'
+r xadd "$(key jobs:0)" '*' id fail-image_corrupt-4 uri file:///urgent.jpg >/dev/null
+check "another one takes the oldest's place" until_true 10 ended fail-image_corrupt-4
+same "which is the first of them" "fail-image_corrupt-2 fail-image_corrupt-3 fail-image_corrupt-4" "$(entries dead | jq -r .id | xargs)"
+same "the books of images know" 0 "$(r hget "$(key dead:images)" sum)"
+check "its id stays ended" eval '[[ "$(r get "$(key done:fail-image_corrupt-1)")" == "d "* ]]'
+check "it is told how many went" until_true 10 grep -q 'event=dead_letters_dropped letters=1 dead_max=3' "$DIR/dm.log"
+same "and counted" 1 "$(curl -s "http://127.0.0.1:$port/metrics" | awk '/^tokenflex_dead_dropped_total / { print $2 }')"
+for i in 5 6 7 8; do r xadd "$(key dead)" '*' id "fail-image_corrupt-$i" uri file:///x error_code x error_message x attempts 1 >/dev/null; done
+check "letters that others wrote count too" until_true 10 eval '[ "$(count dead)" = 3 ]'
+down dmw dm
+r xadd "$(key dead)" '*' id urgent uri file:///x lane 0 error_code x error_message x attempts 1 >/dev/null
+r xadd "$(key dead)" '*' id unsaid uri file:///x error_code x error_message x attempts 1 >/dev/null
+own() { r --eval router/lua/retry.lua "$(key dead)" "$(key jobs:0)" "$(key jobs:1)" , "tf:{$Q}:" own "$(letter "$1")"; }
+same "letters go back to their own lane" "retried urgent" "$(own urgent) $(entries jobs:0 | jq -r .id)"
+same "those that name none to the batch lane" "retried unsaid" "$(own unsaid) $(entries jobs:1 | jq -r .id)"
+same "the lane is no field of the job" '["id","uri"]' "$(entries jobs:0 | jq -c keys_unsorted)"
+
 Q=router_killed
 check "the dead router's consumer is removed" until_true 20 eval '[ "$(r xinfo consumers "$(key jobs:1)" router | grep -c "^router-")" -eq 1 ]'
 down k2 kw2
