@@ -38,9 +38,9 @@ CORE := $(B)/libtf_core.a
 PROGRAMS := $(B)/tokenflex $(B)/tokenflex-router $(B)/tokenflex-encoder $(B)/tokenflex-llm
 UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/test_*.c))
 
-.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos bench-kernels bench bench-programs bench-instructions
+.PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos cross-aarch64 bench-kernels bench bench-programs bench-instructions
 help: ## print the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Each asks make again: pkg-config and the compiler may only be there after the packages are.
 IMAGES ?= examples
@@ -61,6 +61,8 @@ chaos: test-packages ## kill, stop, cut everything under load (CHAOS_JOBS=1000, 
 	@$(MAKE) --no-print-directory -j$(shell nproc) build model
 	@$(MAKE) --no-print-directory -j$(shell nproc) VARIANT=chaos build
 	@JOBS=$(or $(CHAOS_JOBS),1000) bash tests/chaos/run.sh
+cross-aarch64: ## build for aarch64 into build/aarch64 and run its tests under qemu-user (some minutes)
+	@JOBS=$(JOBS) tools/cross-aarch64
 test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
 	@$(MAKE) --no-print-directory -j$(JOBS) build
 	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
@@ -104,7 +106,7 @@ $(B)/tokenflex-llm: $(B)/obj/llm-svc/main.o $(call objects,llm-svc) $(CORE)
 $(CORE): $(CORE_OBJECTS)
 	@mkdir -p $(@D)
 	@rm -f $@
-	$(call say,AR)ar rcs $@ $^
+	$(call say,AR)$(AR) rcs $@ $^
 $(PROGRAMS):
 	@mkdir -p $(@D)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
@@ -116,7 +118,7 @@ $(UNIT_TESTS): $(B)/%: $(B)/obj/%.o $(B)/libtf_parts.a $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcriterion
 $(B)/libtf_parts.a: $(TEST_OBJECTS)
 	@rm -f $@
-	$(call say,AR)ar rcs $@ $^
+	$(call say,AR)$(AR) rcs $@ $^
 unit-tests: $(UNIT_TESTS) $(B)/picture_to_ppm
 
 $(B)/obj/gen/%.o: $(B)/gen/%.c $(GEN_H)
@@ -215,5 +217,4 @@ deb: ## make Debian packages of the programs and of the model, in build/deb
 	tools/make-deb build/deb/root $$(sed -n 's/^#define TF_VERSION "\(.*\)"/\1/p' common/options.h) build/deb
 
 clean: ## remove what was built (the model stays)
-	rm -rf build/release build/debug build/asan build/tsan build/fuzz build/deb
-	rm -rf build/release build/debug build/asan build/tsan build/chaos
+	rm -rf build/release build/debug build/asan build/tsan build/chaos build/fuzz build/deb build/aarch64 build/aarch64-root
