@@ -5,12 +5,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ARGUMENTS_MAX = 1024 };
+enum { WORDS_MAX = 1024 };
+
+/* The preload is only in the environment of what runs under qemu: ld.so would complain of it to all others. */
+static char preload[4096];
+
+__attribute__((constructor)) static void take_preload(void) {
+  const char *value = getenv("LD_PRELOAD");
+  if (!value) return;
+  snprintf(preload, sizeof preload, "LD_PRELOAD=%s", value);
+  unsetenv("LD_PRELOAD");
+}
 
 static bool is_ours(const char *path) {
   Elf64_Ehdr head;
@@ -21,32 +32,21 @@ static bool is_ours(const char *path) {
   return whole && memcmp(head.e_ident, ELFMAG, SELFMAG) == 0 && head.e_machine == EM_AARCH64;
 }
 
-static size_t count_of(char *const *list) {
-  size_t count = 0;
-  while (list[count]) count++;
-  return count;
+/* Behind the `count` words that are there already; false: too many. */
+static bool add_all(const char **words, size_t count, char *const *more) {
+  while (*more && count < WORDS_MAX - 1) words[count++] = *more++;
+  words[count] = NULL;
+  return !*more;
 }
 
 int execve(const char *path, char *const *argv, char *const *envp) {
-  const char *emulator = getenv("QEMU"), *words[ARGUMENTS_MAX];
-  size_t count = 0;
-  if (count_of(argv) + 5 > ARGUMENTS_MAX || count_of(envp) >= ARGUMENTS_MAX) {
-    errno = E2BIG;
-    return -1;
-  }
-  if (emulator && is_ours(path)) {
-    words[count++] = emulator;
-    words[count++] = "-0";
-    words[count++] = argv[0] ? argv[0] : path;
-    words[count++] = path;
-    for (size_t i = 1; argv[0] && argv[i]; i++) words[count++] = argv[i];
-    words[count] = NULL;
-    return (int)syscall(SYS_execve, emulator, words, envp);
-  }
-  for (; *envp; envp++)
-    if (strncmp(*envp, "LD_PRELOAD=", 11) != 0) words[count++] = *envp;
-  words[count] = NULL;
-  return (int)syscall(SYS_execve, path, argv, words);
+  const char *emulator = getenv("QEMU"), *name = argv[0] ? argv[0] : path;
+  if (!emulator || !is_ours(path)) return (int)syscall(SYS_execve, path, argv, envp);
+  const char *words[WORDS_MAX] = {emulator, "-0", name, path}, *environment[WORDS_MAX] = {preload};
+  if (add_all(words, 4, argv[0] ? argv + 1 : argv) && add_all(environment, 1, envp))
+    return (int)syscall(SYS_execve, emulator, words, environment);
+  errno = E2BIG;
+  return -1;
 }
 
 int execv(const char *path, char *const *argv) {
