@@ -63,11 +63,13 @@ down_all() { local name; for name in "${!PIDS[@]}"; do [ "$name" = redis ] || st
 signal() { kill -"$1" "${PIDS[$2]}"; } # SIGNAL NAME
 
 # --- jobs and what became of them ---
-count() { r xlen "$(key "$1")" 2>/dev/null || echo 0; }
+# length STREAM: fails where Redis is away or answers with an error, as while it loads its AOF
+length() { local n; n=$(r xlen "$(key "$1")" 2>/dev/null) && [[ $n =~ ^[0-9]+$ ]] && echo "$n"; }
+count() { length "$1" || echo 0; }
 unfinished() { echo $(($(count jobs:0) + $(count jobs:1))); }
 ended() { echo $(($(count results) + $(count dead))); }
 ended_past() { [ "$(ended)" -ge "$1" ]; }
-all_done() { local left; left=$(r xlen "$(key jobs:0)") && [ "$((left + $(r xlen "$(key jobs:1)")))" -eq 0 ]; }
+all_done() { [ "$(length jobs:0)/$(length jobs:1)" = 0/0 ]; }
 ids() { r --json xrange "$(key "$1")" - + | jq -r '.[][1] | .[index("id") + 1]'; }
 added=0
 # feed COUNT: every tenth comes in both lanes, every seventh twice: still one id each
