@@ -105,13 +105,16 @@ await_stack() {
   probe before
   rate_before=$RATE
 }
-# The fault falls on jobs that are under way: some have ended, most have not.
-under_load() {
+load() { # returns once some jobs have ended
   feed "$JOBS"
   sample &
   SAMPLER=$!
   until_true 60 ended_past $((PROBE + JOBS / 10)) || fail "$NAME: jobs begin to end"
   FAULT_MS=$(now_ms)
+}
+# The fault falls on jobs that are under way: some have ended, most have not.
+under_load() {
+  load
   check "$NAME: the fault falls on jobs that are under way" test "$(ended)" -lt $((PROBE + JOBS * 3 / 4))
 }
 sample() { # "ms ended" lines until the queue's marker is gone

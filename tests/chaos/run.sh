@@ -171,7 +171,7 @@ echoes() { # ID-PREFIX TEXT
   router r1; router r2
   launch w1 "$DIR/fake_worker" "$(router_at r1),$(router_at r2)" w1 0123456789abcdef0123456789abcdef 64
   await_stack
-  PREFIX=$1 ID_PREFIX=$1 under_load
+  PREFIX=$1 ID_PREFIX=$1 load # each of its results is the fault
   until_true 60 all_done
   sleep 2 # the echoes of the last ones
   ID_PREFIX=$1 finish_scenario
