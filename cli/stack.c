@@ -143,6 +143,7 @@ static tf_code start_encoder(tf_stack *self, const tf_stack_config *config, tf_e
   add(&argv, "--max-pixels");
   add(&argv, "%lld", (long long)config->max_pixels);
   add_keys(config, &argv, true, false);
+  if (!config->served) add_option(&argv, "feature-cache-mib", "0"); /* a run finds its duplicates itself */
   if (!config->allow_dirs) add_option(&argv, "allow-dir", "/");
   for (size_t i = 0; config->allow_dirs && i < config->allow_dirs->count; i++)
     add_option(&argv, "allow-dir", config->allow_dirs->items[i]);

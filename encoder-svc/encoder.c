@@ -98,10 +98,33 @@ tf_code tf_encoder_preprocess(const tf_encoder *self, const tf_image *image, flo
   return tf_preprocess(image, (int32_t)config->image_size, config->image_mean, config->image_std, out, error);
 }
 
-tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch,
-                       const uint32_t *vision_tokens, float *const *out, tf_error *error) {
+size_t tf_encoder_feature_count(const tf_encoder *self) {
+  const tf_vit_config *config = tf_vit_configuration(self->vit);
+  return (size_t)config->patches * (size_t)config->width;
+}
+
+tf_code tf_encoder_see(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch, float *features,
+                       tf_error *error) {
   const tf_vit_config *config = tf_vit_configuration(self->vit);
   int64_t image_floats = 3 * config->image_size * config->image_size, feature_floats = config->patches * config->width;
+  if (batch < 1) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "a batch of %d images", (int)batch);
+  for (int32_t first = 0; first < batch; first += PASS_IMAGES_MAX) {
+    int32_t count = batch - first < PASS_IMAGES_MAX ? batch - first : PASS_IMAGES_MAX;
+    tf_code code = tf_vit_run(self->vit, pool, pixels + first * image_floats, count, features + first * feature_floats,
+                              NULL, NULL, error);
+    if (code != TF_OK) return code;
+  }
+  return TF_OK;
+}
+
+tf_code tf_encoder_project(tf_encoder *self, tf_pool *pool, const float *features, uint32_t vision_tokens, float *out,
+                           tf_error *error) {
+  return tf_projector_run(self->projector, pool, features, vision_tokens, out, error);
+}
+
+tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch,
+                       const uint32_t *vision_tokens, float *const *out, tf_error *error) {
+  size_t image_floats = 3 * (size_t)tf_encoder_image_size(self) * (size_t)tf_encoder_image_size(self);
   if (batch < 1) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "a batch of %d images", (int)batch);
   for (int32_t i = 0; i < batch; i++)
     if (!tf_encoder_supports(self, vision_tokens[i])) /* before the ViT's work is spent */
@@ -109,10 +132,10 @@ tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int
                      "%u vision tokens are not among the adapter's token_counts", (unsigned)vision_tokens[i]);
   for (int32_t first = 0; first < batch; first += PASS_IMAGES_MAX) {
     int32_t count = batch - first < PASS_IMAGES_MAX ? batch - first : PASS_IMAGES_MAX;
-    tf_code code = tf_vit_run(self->vit, pool, pixels + first * image_floats, count, self->features, NULL, NULL, error);
+    tf_code code = tf_encoder_see(self, pool, pixels + (size_t)first * image_floats, count, self->features, error);
     for (int32_t i = 0; code == TF_OK && i < count; i++)
-      code = tf_projector_run(self->projector, pool, self->features + i * feature_floats, vision_tokens[first + i],
-                              out[first + i], error);
+      code = tf_encoder_project(self, pool, self->features + (size_t)i * tf_encoder_feature_count(self),
+                                vision_tokens[first + i], out[first + i], error);
     if (code != TF_OK) return code;
   }
   return TF_OK;
