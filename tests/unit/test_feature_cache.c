@@ -9,6 +9,7 @@
 
 #include "common/clock.h"
 #include "encoder-svc/pipeline.h"
+#include "tensor/cpu.h"
 #include "tests/unit/jpeg_writer.h"
 
 enum { VALUES = 64 };
@@ -300,7 +301,8 @@ Test(feature_cache, busy_pipelines_mix_hits_and_misses, .timeout = 120) {
     while (jobs[at] != out) at--;
     tf_encode_job **known = &first[number_of[at] / 3][number_of[at] % 3];
     done++;
-    if (out->error.code == TF_OK && *known != NULL) expect_equal(*known, out);
+    /* OpenBLAS alone lets a row's last bits depend on its neighbours: its batches are compared by the tests above. */
+    if (out->error.code == TF_OK && *known != NULL && tf_cpu_level() > TF_CPU_PORTABLE) expect_equal(*known, out);
     if (out->error.code == TF_OK && *known == NULL)
       *known = out;
     else
