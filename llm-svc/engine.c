@@ -46,6 +46,7 @@ struct tf_engine {
   tf_tokenizer *tokenizer;
   tf_chat chat;
   char *default_prompt;
+  tf_pack_store *store; /* the weights' memory; NULL: the heap alone */
   tf_llm *model;
   tf_kv *kv;
   tf_scheduler *scheduler;
@@ -96,8 +97,10 @@ static tf_code load_model(tf_engine *self, const tf_model_dir *dir, tf_error *er
   if (code == TF_OK) code = tf_tokenizer_load(self->file, &self->tokenizer, error);
   if (code == TF_OK) code = tf_chat_load(self->file, adapter, self->tokenizer, &self->chat, error);
   if (code == TF_OK) code = load_prompt(self, adapter, error);
-  if (code == TF_OK) code = tf_llm_load(self->file, adapter, self->pool, &self->model, error);
+  if (code == TF_OK) self->store = tf_pack_store_open(self->config.cache_dir, "llm", dir->pair_hash);
+  if (code == TF_OK) code = tf_llm_load(self->file, adapter, self->pool, self->store, &self->model, error);
   if (code == TF_OK) code = check_fit(self, adapter, error);
+  if (code == TF_OK) tf_pack_store_save(self->store);
   tf_gguf_close(&adapter);
   return code;
 }
@@ -166,7 +169,9 @@ void tf_engine_free(tf_engine **handle) {
   tf_llm_scratch_free(&self->scratch);
   tf_scheduler_free(&self->scheduler);
   tf_kv_free(&self->kv);
+  tf_pack_store_end(self->store);
   tf_llm_free(&self->model);
+  tf_pack_store_close(&self->store);
   free(self->default_prompt);
   tf_tokenizer_free(&self->tokenizer);
   tf_gguf_close(&self->file);

@@ -19,7 +19,8 @@ typedef struct bench {
 
 static bench make(uint32_t rows, uint32_t sequences, uint32_t waiting, uint32_t kv_tokens) {
   tf_model_dir dir = tiny_model();
-  tf_engine_config config = {rows, sequences, waiting, kv_tokens};
+  tf_engine_config config = {
+      .batch_rows_max = rows, .sequences_max = sequences, .waiting_max = waiting, .kv_tokens_max = kv_tokens};
   bench self = {.pool = tf_pool_new(2)};
   tf_error error = {0};
   cr_assert_eq(tf_engine_load(&dir, &config, self.pool, &self.engine, &error), TF_OK, "%s", error.text);

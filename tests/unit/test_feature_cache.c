@@ -155,7 +155,7 @@ static void rig_start(rig *self, bool cached, tf_tensor_dtype dtype) {
   tf_error error = {.text = ""};
   memset(self, 0, sizeof *self);
   cr_assert_eq(tf_model_dir_open("tests/golden/data/tiny", &self->model, &error), TF_OK, "%s", error.text);
-  cr_assert_eq(tf_encoder_load(&self->model, &self->encoder, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_encoder_load(&self->model, NULL, &self->encoder, &error), TF_OK, "%s", error.text);
   self->pool = tf_pool_new(1);
   self->metrics = tf_metrics_new();
   if (cached) self->cache = new_cache(tf_encoder_feature_count(self->encoder), 1 << 20, self->metrics);
