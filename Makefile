@@ -13,7 +13,7 @@ CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefin
 # Dies at named steps of a job when told to (common/fail_point.h).
 CFLAGS_chaos := -O2 -g -DTF_FAIL_POINTS
 CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer
-PACKAGES := libzmq libprotobuf-c openblas libjpeg libpng libwebp libwebpdemux libwebpmux libheif dav1d libtiff-4 hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
+PACKAGES := libzmq libsodium libprotobuf-c openblas libjpeg libpng libwebp libwebpdemux libwebpmux libheif dav1d libtiff-4 hiredis jansson libcurl libpcre2-8 libxxhash libmicrohttpd
 # One short line a file; V=1 shows the commands.
 say = $(if $(V),,@echo "  $(1)	$(patsubst $(B)/%,%,$@)";)
 WARNINGS := -Wno-psabi -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef \

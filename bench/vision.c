@@ -28,7 +28,7 @@ static tf_vit *load_vit(const tf_model_dir *model) {
   tf_gguf *file;
   tf_vit *vit;
   if (tf_gguf_open(model->vision_path, &file, &error) != TF_OK) bench_die("vision", error.text);
-  if (tf_vit_load(file, BATCH_MAX, &vit, &error) != TF_OK) bench_die("vision", error.text);
+  if (tf_vit_load(file, BATCH_MAX, NULL, &vit, &error) != TF_OK) bench_die("vision", error.text);
   tf_gguf_close(&file);
   return vit;
 }
@@ -118,7 +118,7 @@ void bench_projector(const tf_model_dir *model, int tokens, int calls) {
   tf_gguf *file;
   tf_projector *projector;
   if (tf_gguf_open(model->adapter_path, &file, &error) != TF_OK) bench_die("adapter", error.text);
-  if (tf_projector_load(file, &projector, &error) != TF_OK) bench_die("adapter", error.text);
+  if (tf_projector_load(file, NULL, &projector, &error) != TF_OK) bench_die("adapter", error.text);
   tf_gguf_close(&file);
   size_t in =
       (size_t)(tf_projector_grid(projector) * tf_projector_grid(projector) * tf_projector_vision_width(projector));
@@ -155,7 +155,7 @@ static uint8_t *read_file(const char *path, size_t *size) {
 void bench_picture(const tf_model_dir *model, const char *path, int calls) {
   static tf_encoder *encoder;
   tf_error error;
-  if (encoder == NULL && tf_encoder_load(model, &encoder, &error) != TF_OK) bench_die("encoder", error.text);
+  if (encoder == NULL && tf_encoder_load(model, NULL, &encoder, &error) != TF_OK) bench_die("encoder", error.text);
   size_t size;
   uint8_t *bytes = read_file(path, &size);
   int32_t side = tf_encoder_image_size(encoder);

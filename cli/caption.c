@@ -197,6 +197,7 @@ static tf_code start_stack(caption *self) {
                            .threads = config->threads,
                            .compute = config->compute,
                            .cpu = config->cpu,
+                           .cache_dir = config->cache_dir,
                            .max_pixels = config->max_pixels,
                            .drain_timeout_s = DRAIN_SECONDS,
                            .log_level = config->log_level};

@@ -55,6 +55,8 @@ static const tf_option options[] = {
      "Arithmetic (auto: the fastest that keeps the captions' quality)"},
     {"cpu", 0, TF_OPTION_CHOICE, FIELD(cpu), 0, 0, "auto", TF_CPU_CHOICES,
      "Instructions to use (auto: the best that there are)"},
+    {"cache-dir", 0, TF_OPTION_STRING, FIELD(cache_dir), 0, 0, NULL, "DIR",
+     "Where prepared weights are kept for the next start (off: nowhere); else ~/.cache/tokenflex"},
     {"redis", 0, TF_OPTION_LIST, FIELD(redis), 0, 0, NULL, "URL,...",
      "Use the deployment on this Redis (several: pictures are spread over them); start nothing"},
     {"queue", 0, TF_OPTION_STRING, FIELD(queue), 0, 0, "default", "NAME", "Queue"},

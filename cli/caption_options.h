@@ -11,8 +11,8 @@
 typedef struct tf_caption_config {
   const char *output, *format, *vision_tokens, *prompt, *model, *queue, *log_level, *files_from, *within, *finish_by,
       *report;
-  const char *compute, *cpu; /* of a private stack */
-  tf_string_list redis;      /* none: a private stack */
+  const char *compute, *cpu, *cache_dir; /* of a private stack */
+  tf_string_list redis;                  /* none: a private stack */
   bool overwrite, retry_failed, upgrade, sidecar, recursive, no_recursive, null, shuffle, by_reference, verbose, quiet;
   int64_t max_new_tokens, max_pixels, threads, limit, seed;
   /* What follows from the words. */

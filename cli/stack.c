@@ -125,8 +125,23 @@ static void add_keys(const tf_stack_config *config, arguments *argv, bool connec
   if (config->curve.allow && binds) add_option(argv, "curve-allow", config->curve.allow);
 }
 
+/* Packed weights lie where a user's caches do, and nowhere where that is not known. */
+static void add_cache_dir(const tf_stack_config *config, arguments *argv) {
+  const char *cache_home = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+  add(argv, "--cache-dir");
+  if (config->cache_dir)
+    add(argv, "%s", config->cache_dir);
+  else if (cache_home && cache_home[0] == '/')
+    add(argv, "%s/tokenflex", cache_home);
+  else if (home && home[0] == '/')
+    add(argv, "%s/.cache/tokenflex", home);
+  else
+    add(argv, "off");
+}
+
 static void add_worker(const tf_stack *self, const tf_stack_config *config, arguments *argv) {
   add_option(argv, "model", config->model);
+  add_cache_dir(config, argv);
   add_option(argv, "routers", self->endpoint);
   if (config->compute) add_option(argv, "compute", config->compute);
   if (config->cpu) add_option(argv, "cpu", config->cpu);
@@ -143,6 +158,7 @@ static tf_code start_encoder(tf_stack *self, const tf_stack_config *config, tf_e
   add(&argv, "--max-pixels");
   add(&argv, "%lld", (long long)config->max_pixels);
   add_keys(config, &argv, true, false);
+  if (!config->served) add_option(&argv, "feature-cache-mib", "0"); /* a run finds its duplicates itself */
   if (!config->allow_dirs) add_option(&argv, "allow-dir", "/");
   for (size_t i = 0; config->allow_dirs && i < config->allow_dirs->count; i++)
     add_option(&argv, "allow-dir", config->allow_dirs->items[i]);

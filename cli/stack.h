@@ -20,6 +20,7 @@ typedef struct tf_stack_config {
   const tf_string_list *allow_dirs;         /* NULL: "/" */
   bool allow_http, allow_private_addresses; /* what the encoder may fetch */
   const char *compute, *cpu;                /* as the workers' options; NULL: not given */
+  const char *cache_dir;                    /* likewise; NULL: the user's own */
   int64_t threads;                          /* each of encoder and LLM; 0: every core that this process may use */
   int64_t max_pixels;
   int64_t drain_timeout_s; /* how long the services finish what they have when they are stopped */

@@ -22,7 +22,7 @@
 enum { POLL_US = 100000, NOTE_MS = 5000, REPORT_BYTES_MAX = 65536 };
 
 typedef struct up_config {
-  const char *redis, *queue, *model, *bind, *tensor_bind, *health, *log_level, *compute, *cpu;
+  const char *redis, *queue, *model, *bind, *tensor_bind, *health, *log_level, *compute, *cpu, *cache_dir;
   tf_string_list allow_dirs;
   tf_curve_options curve;
   bool allow_http, allow_private_addresses, insecure;
@@ -59,6 +59,8 @@ static const tf_option options[] = {
      "Arithmetic (auto: the fastest that keeps the captions' quality)"},
     {"cpu", 0, TF_OPTION_CHOICE, FIELD(cpu), 0, 0, "auto", TF_CPU_CHOICES,
      "Instructions to use (auto: the best that there are)"},
+    {"cache-dir", 0, TF_OPTION_STRING, FIELD(cache_dir), 0, 0, NULL, "DIR",
+     "Where prepared weights are kept for the next start (off: nowhere); else ~/.cache/tokenflex"},
     {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels", "Larger pictures are errors"},
     {"drain-timeout-s", 0, TF_OPTION_INT, FIELD(drain_timeout_s), 0, 3600, "30", "s",
      "How long jobs in hand are finished on a stop"},
@@ -185,6 +187,7 @@ static int run_up(up_config *config) {
                                   .threads = config->threads,
                                   .compute = config->compute,
                                   .cpu = config->cpu,
+                                  .cache_dir = config->cache_dir,
                                   .max_pixels = config->max_pixels,
                                   .drain_timeout_s = config->drain_timeout_s,
                                   .log_level = config->log_level,

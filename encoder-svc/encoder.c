@@ -16,23 +16,24 @@ enum { PASS_IMAGES_MAX = 8 };
 struct tf_encoder {
   tf_vit *vit;
   tf_projector *projector;
-  float *features; /* [PASS_IMAGES_MAX, patches, width], the ViT's output */
+  tf_pack_store *store; /* NULL: none */
+  float *features;      /* [PASS_IMAGES_MAX, patches, width], the ViT's output */
 };
 
-static tf_code load_vit(const char *path, tf_vit **out, tf_error *error) {
+static tf_code load_vit(const char *path, tf_pack_store *store, tf_vit **out, tf_error *error) {
   tf_gguf *file;
   tf_code code = tf_gguf_open(path, &file, error);
   if (code != TF_OK) return code;
-  code = tf_vit_load(file, PASS_IMAGES_MAX, out, error);
+  code = tf_vit_load(file, PASS_IMAGES_MAX, store, out, error);
   tf_gguf_close(&file);
   return code;
 }
 
-static tf_code load_projector(const char *path, tf_projector **out, tf_error *error) {
+static tf_code load_projector(const char *path, tf_pack_store *store, tf_projector **out, tf_error *error) {
   tf_gguf *file;
   tf_code code = tf_gguf_open(path, &file, error);
   if (code != TF_OK) return code;
-  code = tf_projector_load(file, out, error);
+  code = tf_projector_load(file, store, out, error);
   tf_gguf_close(&file);
   return code;
 }
@@ -52,30 +53,35 @@ static tf_code check_fit(const tf_encoder *self, const tf_model_dir *model, tf_e
   return TF_OK;
 }
 
-tf_code tf_encoder_load(const tf_model_dir *model, tf_encoder **out, tf_error *error) {
+tf_code tf_encoder_load(const tf_model_dir *model, const char *cache_dir, tf_encoder **out, tf_error *error) {
   *out = NULL;
   tf_encoder *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the encoder");
-  tf_code code = load_projector(model->adapter_path, &self->projector, error);
-  if (code == TF_OK) code = load_vit(model->vision_path, &self->vit, error);
+  self->store = tf_pack_store_open(cache_dir, "encoder", model->pair_hash);
+  tf_code code = load_projector(model->adapter_path, self->store, &self->projector, error);
+  if (code == TF_OK) code = load_vit(model->vision_path, self->store, &self->vit, error);
   if (code == TF_OK) code = check_fit(self, model, error);
   if (code == TF_OK) {
     const tf_vit_config *config = tf_vit_configuration(self->vit);
     self->features = calloc((size_t)(PASS_IMAGES_MAX * config->patches * config->width), sizeof *self->features);
     if (self->features == NULL) code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the ViT's features");
   }
-  if (code != TF_OK)
+  if (code != TF_OK) {
     tf_encoder_free(&self);
-  else
-    *out = self;
-  return code;
+    return code;
+  }
+  tf_pack_store_save(self->store);
+  *out = self;
+  return TF_OK;
 }
 
 void tf_encoder_free(tf_encoder **self) {
   tf_encoder *encoder = *self;
   if (encoder == NULL) return;
+  tf_pack_store_end(encoder->store);
   tf_vit_free(&encoder->vit);
   tf_projector_free(&encoder->projector);
+  tf_pack_store_close(&encoder->store);
   free(encoder->features);
   free(encoder);
   *self = NULL;
@@ -98,10 +104,33 @@ tf_code tf_encoder_preprocess(const tf_encoder *self, const tf_image *image, flo
   return tf_preprocess(image, (int32_t)config->image_size, config->image_mean, config->image_std, out, error);
 }
 
-tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch,
-                       const uint32_t *vision_tokens, float *const *out, tf_error *error) {
+size_t tf_encoder_feature_count(const tf_encoder *self) {
+  const tf_vit_config *config = tf_vit_configuration(self->vit);
+  return (size_t)config->patches * (size_t)config->width;
+}
+
+tf_code tf_encoder_see(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch, float *features,
+                       tf_error *error) {
   const tf_vit_config *config = tf_vit_configuration(self->vit);
   int64_t image_floats = 3 * config->image_size * config->image_size, feature_floats = config->patches * config->width;
+  if (batch < 1) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "a batch of %d images", (int)batch);
+  for (int32_t first = 0; first < batch; first += PASS_IMAGES_MAX) {
+    int32_t count = batch - first < PASS_IMAGES_MAX ? batch - first : PASS_IMAGES_MAX;
+    tf_code code = tf_vit_run(self->vit, pool, pixels + first * image_floats, count, features + first * feature_floats,
+                              NULL, NULL, error);
+    if (code != TF_OK) return code;
+  }
+  return TF_OK;
+}
+
+tf_code tf_encoder_project(tf_encoder *self, tf_pool *pool, const float *features, uint32_t vision_tokens, float *out,
+                           tf_error *error) {
+  return tf_projector_run(self->projector, pool, features, vision_tokens, out, error);
+}
+
+tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int32_t batch,
+                       const uint32_t *vision_tokens, float *const *out, tf_error *error) {
+  size_t image_floats = 3 * (size_t)tf_encoder_image_size(self) * (size_t)tf_encoder_image_size(self);
   if (batch < 1) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "a batch of %d images", (int)batch);
   for (int32_t i = 0; i < batch; i++)
     if (!tf_encoder_supports(self, vision_tokens[i])) /* before the ViT's work is spent */
@@ -109,10 +138,10 @@ tf_code tf_encoder_run(tf_encoder *self, tf_pool *pool, const float *pixels, int
                      "%u vision tokens are not among the adapter's token_counts", (unsigned)vision_tokens[i]);
   for (int32_t first = 0; first < batch; first += PASS_IMAGES_MAX) {
     int32_t count = batch - first < PASS_IMAGES_MAX ? batch - first : PASS_IMAGES_MAX;
-    tf_code code = tf_vit_run(self->vit, pool, pixels + first * image_floats, count, self->features, NULL, NULL, error);
+    tf_code code = tf_encoder_see(self, pool, pixels + (size_t)first * image_floats, count, self->features, error);
     for (int32_t i = 0; code == TF_OK && i < count; i++)
-      code = tf_projector_run(self->projector, pool, self->features + i * feature_floats, vision_tokens[first + i],
-                              out[first + i], error);
+      code = tf_encoder_project(self, pool, self->features + (size_t)i * tf_encoder_feature_count(self),
+                                vision_tokens[first + i], out[first + i], error);
     if (code != TF_OK) return code;
   }
   return TF_OK;

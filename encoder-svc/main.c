@@ -11,9 +11,9 @@
 
 typedef struct settings {
   tf_service_options common;
-  const char *model, *compute, *cpu, *tensor_dtype;
+  const char *model, *compute, *cpu, *cache_dir, *tensor_dtype;
   tf_string_list routers, allow_dirs;
-  int64_t threads, decode_threads, batch, jobs, pixels_max, image_bytes_max;
+  int64_t threads, decode_threads, batch, jobs, feature_cache_mib, pixels_max, image_bytes_max;
   int64_t fetch_timeout_ms, ack_timeout_ms, peer_timeout_ms, drain_timeout_s;
   bool allow_http, allow_private_addresses;
 } settings;
@@ -26,9 +26,11 @@ static const tf_option options[] = {
   {"threads", 't', TF_OPTION_INT, AT(threads), 0, 1024, "0", "threads", "that encode; 0: one for each allowed core"},
   {"compute", 0, TF_OPTION_CHOICE, AT(compute), 0, 0, "auto", TF_COMPUTE_CHOICES, "arithmetic of the matrix products; auto: the fastest that keeps the captions' quality"},
   {"cpu", 0, TF_OPTION_CHOICE, AT(cpu), 0, 0, "auto", TF_CPU_CHOICES, "instructions to use; auto: the best that there are"},
+  {"cache-dir", 0, TF_OPTION_STRING, AT(cache_dir), 0, 0, "off", "DIR", "where weights are kept as the kernels want them, for the next start and for others on this machine; off: nowhere"},
   {"decode-threads", 0, TF_OPTION_INT, AT(decode_threads), 0, TF_PIPELINE_DECODE_THREADS_MAX, "0", "threads", "that fetch files and decode; 0: half the allowed cores, at least 2"},
   {"batch", 'b', TF_OPTION_INT, AT(batch), 1, TF_PIPELINE_BATCH_MAX, "4", "images", "in one pass of the vision encoder at most"},
   {"jobs", 'j', TF_OPTION_INT, AT(jobs), 0, 4096, "0", "jobs", "taken at once, over all routers; 0: decode threads + 2 x batch"},
+  {"feature-cache-mib", 0, TF_OPTION_INT, AT(feature_cache_mib), 0, 1048576, "32", "MiB", "of the vision encoder's output for the last pictures: one that comes again is not computed again; 0: none"},
   {"max-pixels", 0, TF_OPTION_INT, AT(pixels_max), 1, 4e9, "250000000", "pixels", "larger images are refused from their header"},
   {"max-image-bytes", 0, TF_OPTION_INT, AT(image_bytes_max), 1, TF_IMAGE_BYTES_MAX, "67108864", "bytes", "larger files and downloads are refused"},
   {"allow-dir", 'd', TF_OPTION_LIST, AT(allow_dirs), 0, 0, NULL, "DIRS", "folders that file: URIs may name; unset: file: URIs are refused"},
@@ -51,6 +53,7 @@ typedef struct process {
   tf_encoder *encoder;
   tf_pool *pool;
   tf_fetcher *fetcher;
+  tf_feature_cache *cache; /* NULL: none */
   tf_encoder_service *service;
 } process;
 
@@ -86,6 +89,7 @@ static tf_code start_service(process *self, const tf_service *service, tf_error 
                                       .pipeline = {.encoder = self->encoder,
                                                    .pool = self->pool,
                                                    .fetcher = self->fetcher,
+                                                   .cache = self->cache,
                                                    .allow_http = from->allow_http,
                                                    .decode_threads = decode_threads(self),
                                                    .batch_max = (int)from->batch,
@@ -94,6 +98,16 @@ static tf_code start_service(process *self, const tf_service *service, tf_error 
                                       .metrics = service->metrics,
                                       .health = service->health};
   return tf_encoder_service_new(&config, &self->service, error);
+}
+
+/* A model of which not one picture fits is served without. */
+static tf_code make_cache(process *self, tf_metrics *metrics, tf_error *error) {
+  size_t bytes_max = (size_t)self->settings.feature_cache_mib << 20;
+  if (bytes_max == 0) return TF_OK;
+  tf_code code = tf_feature_cache_new(tf_encoder_feature_count(self->encoder), bytes_max, metrics, &self->cache, error);
+  if (code != TF_ERR_INVALID_ARGUMENT) return code;
+  tf_log_warn("feature_cache_off", TF_STR("reason", error->text));
+  return TF_OK;
 }
 
 static tf_code start(void *context, const tf_service *service, tf_error *error) {
@@ -106,7 +120,8 @@ static tf_code start(void *context, const tf_service *service, tf_error *error) 
                            .bytes_max = (size_t)from->image_bytes_max};
   tf_health_set_ready(service->health, false, "loading the model");
   tf_code code = tf_model_dir_open(from->model, &self->model, error);
-  if (code == TF_OK) code = tf_encoder_load(&self->model, &self->encoder, error);
+  if (code == TF_OK) code = tf_encoder_load(&self->model, from->cache_dir, &self->encoder, error);
+  if (code == TF_OK) code = make_cache(self, service->metrics, error);
   if (code == TF_OK) code = tf_fetcher_new(&fetch, &self->fetcher, error);
   if (code != TF_OK) return code;
   self->pool = tf_pool_new((int)from->threads);
@@ -117,7 +132,8 @@ static tf_code start(void *context, const tf_service *service, tf_error *error) 
               TF_STR("model_dir", self->model.path), TF_STR("version", TF_VERSION),
               TF_STR("cpu", tf_cpu_name(tf_cpu_level())), TF_STR("compute", tf_compute_name(tf_cpu_compute())),
               TF_INT("threads", tf_pool_threads(self->pool)), TF_INT("decode_threads", decode_threads(self)),
-              TF_INT("batch", from->batch), TF_STR("curve", service->curve ? "on" : "off"));
+              TF_INT("batch", from->batch), TF_INT("feature_cache_mib", from->feature_cache_mib),
+              TF_STR("curve", service->curve ? "on" : "off"));
   return TF_OK;
 }
 
@@ -130,6 +146,7 @@ static void stop(void *context) {
   tf_encoder_service_free(&self->service);
   tf_pool_free(&self->pool);
   tf_fetcher_free(&self->fetcher);
+  tf_feature_cache_free(&self->cache);
   tf_encoder_free(&self->encoder);
 }
 

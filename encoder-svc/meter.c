@@ -26,17 +26,26 @@ static double blend(double old, double value, double share, bool first) {
   return first ? value : old + (value - old) * share;
 }
 
-void tf_encoder_meter_batch(tf_encoder_meter *self, int images, uint64_t vision_tokens, double ms) {
-  const double amounts[TERMS] = {1, images, (double)vision_tokens};
+static void observe(tf_encoder_meter *self, const double amounts[TERMS], double ms) {
   if (self->fit.count >= OUTLIERS_FROM) {
     double costs[TERMS], usual = 0;
     tf_fit_solve(&self->fit, costs);
     for (int i = 0; i < TERMS; i++) usual += costs[i] * amounts[i];
     if (usual > 0 && ms > OUTLIER * usual) ms = OUTLIER * usual;
   }
-  self->batch = blend(self->batch, images, BATCH, self->fit.count == 0);
   double keep = exp(-ms / MEMORY_MS);
   tf_fit_add(&self->fit, amounts, ms, keep > KEEP_MIN ? keep : KEEP_MIN);
+}
+
+void tf_encoder_meter_batch(tf_encoder_meter *self, int images, uint64_t vision_tokens, double ms) {
+  self->batch = blend(self->batch, images, BATCH, self->fit.count == 0);
+  for (int i = 0; i < images; i++) self->seen = blend(self->seen, 0, IMAGE, false);
+  observe(self, (const double[TERMS]){1, images, (double)vision_tokens}, ms);
+}
+
+void tf_encoder_meter_cached(tf_encoder_meter *self, uint64_t vision_tokens, double ms) {
+  self->seen = blend(self->seen, 1, IMAGE, false);
+  observe(self, (const double[TERMS]){0, 0, (double)vision_tokens}, ms);
 }
 
 void tf_encoder_meter_decoded(tf_encoder_meter *self, double ms) {
@@ -52,10 +61,10 @@ bool tf_encoder_meter_read(const tf_encoder_meter *self, const uint32_t *counts,
   if (self->fit.count == 0) return false;
   double cost[TERMS];
   tf_fit_solve(&self->fit, cost);
-  double decode = self->decode_ms / self->decode_threads;
+  double fresh = 1 - self->seen, decode = fresh * self->decode_ms / self->decode_threads;
   for (size_t i = 0; i < count; i++) {
-    double image = cost[IMAGES] + cost[VISION_TOKENS] * counts[i];
-    double service = cost[FIXED] / self->batch_max + image;
+    double projection = cost[VISION_TOKENS] * counts[i], image = cost[IMAGES] + projection;
+    double service = fresh * (cost[FIXED] / self->batch_max + cost[IMAGES]) + projection;
     double batch = self->batch > 1 ? self->batch : 1;
     double latency = self->fetch_ms + self->decode_ms + cost[FIXED] + image * batch;
     if (service < decode) service = decode;

@@ -33,7 +33,8 @@ struct tf_pipeline {
   bool compute_started;
   atomic_size_t inside, decode_busy;
   int32_t size;
-  float *batch_pixels; /* [batch_max, 3, size, size] */
+  float *batch_pixels;   /* [batch_max, 3, size, size] */
+  float *batch_features; /* [batch_max, tf_encoder_feature_count] */
   count_series series[TF_TOKEN_COUNTS_MAX];
   size_t series_count;
   pthread_mutex_t meter_lock; /* held for a few microseconds */
@@ -63,6 +64,7 @@ static void image_name(const tf_encode_job *job, char *out, size_t out_bytes) {
 static void finish(tf_pipeline *self, tf_encode_job *job) {
   free(job->bytes);
   free(job->pixels);
+  tf_features_release(&job->features);
   job->bytes = NULL;
   job->pixels = NULL;
   job->idle_since_us = tf_now_us();
@@ -149,6 +151,16 @@ static tf_code decode(tf_pipeline *self, tf_encode_job *job, const uint8_t *data
   return code;
 }
 
+/* Whether the picture's features are in the cache; else job->digest is what they are to be kept under. */
+static bool look_up(tf_pipeline *self, tf_encode_job *job, const uint8_t *data, size_t size) {
+  if (self->config.cache == NULL || size == 0) return false;
+  job->digest = tf_picture_digest_of(data, size);
+  job->features = tf_feature_cache_get(self->config.cache, &job->digest);
+  if (job->features == NULL) return false;
+  snprintf(job->warning, sizeof job->warning, "%s", tf_features_warning(job->features));
+  return true;
+}
+
 static tf_code decode_job(tf_pipeline *self, tf_encode_job *job) {
   const uint8_t *data = job->bytes;
   size_t size = job->bytes_size;
@@ -158,12 +170,17 @@ static tf_code decode_job(tf_pipeline *self, tf_encode_job *job) {
   }
   int64_t begin_us = tf_now_us();
   tf_error reason = {.code = TF_OK};
-  tf_code code = size == 0 ? tf_fail(&reason, TF_ERR_IMAGE_EMPTY, "%s", tf_code_text(TF_ERR_IMAGE_EMPTY))
-                           : decode(self, job, data, size, &reason);
+  tf_code code = TF_OK;
+  bool cached = look_up(self, job, data, size);
+  if (size == 0)
+    code = tf_fail(&reason, TF_ERR_IMAGE_EMPTY, "%s", tf_code_text(TF_ERR_IMAGE_EMPTY));
+  else if (!cached)
+    code = decode(self, job, data, size, &reason);
   int64_t taken_us = tf_now_us() - begin_us;
   free(job->bytes); /* not needed any more, and the job may wait for a while */
   job->bytes = NULL;
   job->timing.decode_ms += (float)taken_us / 1000;
+  if (cached) return TF_OK;
   const count_series *series = series_of(self, job_of(job)->vision_tokens);
   if (series != NULL) tf_metric_observe(series->decode, (double)taken_us / 1e6);
   if (code == TF_OK) {
@@ -232,20 +249,50 @@ static tf_code convert_tensor(const tf_pipeline *self, tf_encode_job *job, size_
   return TF_OK;
 }
 
+/* job->tensor, of the job's number of tokens, from features. */
+static tf_code project(tf_pipeline *self, tf_encode_job *job, const float *features, tf_error *error) {
+  uint32_t vision_tokens = job_of(job)->vision_tokens;
+  job->tensor = malloc(vision_tokens * (size_t)tf_encoder_llm_width(self->config.encoder) * sizeof(float));
+  if (job->tensor == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a tensor");
+  return tf_encoder_project(self->config.encoder, self->config.pool, features, vision_tokens, job->tensor, error);
+}
+
 static tf_code run_encoder(tf_pipeline *self, tf_encode_job **jobs, int count, tf_error *error) {
   size_t image = (size_t)3 * (size_t)self->size * (size_t)self->size;
-  size_t width = (size_t)tf_encoder_llm_width(self->config.encoder);
-  uint32_t vision_tokens[TF_PIPELINE_BATCH_MAX];
-  float *out[TF_PIPELINE_BATCH_MAX];
+  size_t features = tf_encoder_feature_count(self->config.encoder);
   for (int i = 0; i < count; i++) {
-    vision_tokens[i] = job_of(jobs[i])->vision_tokens;
     memcpy(self->batch_pixels + (size_t)i * image, jobs[i]->pixels, image * sizeof(float));
     free(jobs[i]->pixels);
     jobs[i]->pixels = NULL;
-    out[i] = jobs[i]->tensor = malloc(vision_tokens[i] * width * sizeof(float));
-    if (out[i] == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for a tensor");
   }
-  return tf_encoder_run(self->config.encoder, self->config.pool, self->batch_pixels, count, vision_tokens, out, error);
+  tf_code code =
+      tf_encoder_see(self->config.encoder, self->config.pool, self->batch_pixels, count, self->batch_features, error);
+  for (int i = 0; code == TF_OK && i < count; i++) {
+    const float *values = self->batch_features + (size_t)i * features;
+    if (self->config.cache != NULL)
+      tf_feature_cache_put(self->config.cache, &jobs[i]->digest, values, jobs[i]->warning);
+    code = project(self, jobs[i], values, error);
+  }
+  return code;
+}
+
+/* What every job gets, however its features came. taken_us: its latency; work_us: its own share of it. */
+static void end_job(tf_pipeline *self, tf_encode_job *job, tf_code code, const tf_error *reason, int64_t taken_us,
+                    int64_t work_us) {
+  size_t width = (size_t)tf_encoder_llm_width(self->config.encoder);
+  job->timing.encode_ms += (float)taken_us / 1000;
+  const count_series *series = series_of(self, job_of(job)->vision_tokens);
+  if (series != NULL) tf_metric_observe(series->encode, (double)work_us / 1e6);
+  if (code == TF_OK) {
+    job->error.code = convert_tensor(self, job, job_of(job)->vision_tokens * width);
+  } else {
+    job->error = *reason;
+  }
+  if (job->error.code != TF_OK) {
+    free(job->tensor);
+    job->tensor = NULL;
+  }
+  finish(self, job);
 }
 
 static void meter_batch(tf_pipeline *self, tf_encode_job **jobs, int count, int64_t taken_us) {
@@ -257,30 +304,40 @@ static void meter_batch(tf_pipeline *self, tf_encode_job **jobs, int count, int6
 }
 
 static void encode_batch(tf_pipeline *self, tf_encode_job **jobs, int count) {
-  size_t width = (size_t)tf_encoder_llm_width(self->config.encoder);
   tf_error reason = {.code = TF_OK};
   int64_t begin_us = tf_now_us();
   tf_code code = run_encoder(self, jobs, count, &reason);
   int64_t taken_us = tf_now_us() - begin_us;
   tf_metric_observe(self->batch_size, count);
   if (code == TF_OK) meter_batch(self, jobs, count, taken_us);
-  for (int i = 0; i < count; i++) {
-    tf_encode_job *job = jobs[i];
-    /* Each waited for the whole batch: that is its latency. */
-    job->timing.encode_ms += (float)taken_us / 1000;
-    const count_series *series = series_of(self, job_of(job)->vision_tokens);
-    if (series != NULL) tf_metric_observe(series->encode, (double)taken_us / 1e6 / count);
-    if (code == TF_OK) {
-      job->error.code = convert_tensor(self, job, job_of(job)->vision_tokens * width);
-    } else {
-      job->error = reason;
-    }
-    if (job->error.code != TF_OK) {
-      free(job->tensor);
-      job->tensor = NULL;
-    }
-    finish(self, job);
+  /* Each waited for the whole batch: that is its latency. */
+  for (int i = 0; i < count; i++) end_job(self, jobs[i], code, &reason, taken_us, taken_us / count);
+}
+
+static void encode_cached(tf_pipeline *self, tf_encode_job *job) {
+  tf_error reason = {.code = TF_OK};
+  int64_t begin_us = tf_now_us();
+  tf_code code = project(self, job, tf_features_values(job->features), &reason);
+  int64_t taken_us = tf_now_us() - begin_us;
+  if (code == TF_OK) {
+    pthread_mutex_lock(&self->meter_lock);
+    tf_encoder_meter_cached(&self->meter, job_of(job)->vision_tokens, (double)taken_us / 1000);
+    pthread_mutex_unlock(&self->meter_lock);
   }
+  end_job(self, job, code, &reason, taken_us, taken_us);
+}
+
+/* Ends the jobs whose features are there already, at once: they need not wait for the others' ViT pass. Returns how
+ * many are left, at the front. */
+static int encode_all_cached(tf_pipeline *self, tf_encode_job **jobs, int count) {
+  int left = 0;
+  for (int i = 0; i < count; i++) {
+    if (jobs[i]->features != NULL)
+      encode_cached(self, jobs[i]);
+    else
+      jobs[left++] = jobs[i];
+  }
+  return left;
 }
 
 static void *compute_main(void *context) {
@@ -288,7 +345,7 @@ static void *compute_main(void *context) {
   tf_encode_job *jobs[TF_PIPELINE_BATCH_MAX];
   while (!tf_mailbox_is_closed(self->ready) || tf_mailbox_count(self->ready) > 0) {
     tf_health_beat(self->config.health, 0, COMPUTE_STALL_MS);
-    int count = collect(self, jobs);
+    int count = encode_all_cached(self, jobs, collect(self, jobs));
     if (count > 0) encode_batch(self, jobs, count);
   }
   tf_health_beat(self->config.health, 0, 0);
@@ -351,11 +408,13 @@ tf_code tf_pipeline_new(const tf_pipeline_config *config, tf_pipeline **out, tf_
   self->ready = tf_mailbox_new(config->jobs_max);
   self->finished = tf_mailbox_new(config->jobs_max);
   self->batch_pixels = malloc((size_t)config->batch_max * 3 * (size_t)self->size * (size_t)self->size * sizeof(float));
+  self->batch_features = malloc((size_t)config->batch_max * tf_encoder_feature_count(config->encoder) * sizeof(float));
   pthread_mutex_init(&self->meter_lock, NULL);
   tf_encoder_meter_init(&self->meter, config->batch_max, config->decode_threads);
   make_metrics(self, config->encoder);
   tf_code code = TF_OK;
-  if (!self->fetching || !self->decoding || !self->ready || !self->finished || !self->batch_pixels) {
+  if (!self->fetching || !self->decoding || !self->ready || !self->finished || !self->batch_pixels ||
+      !self->batch_features) {
     code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the pipeline");
   } else {
     code = start_threads(self, error);
@@ -385,6 +444,7 @@ void tf_pipeline_free(tf_pipeline **self) {
   tf_mailbox_free(&pipeline->finished, NULL);
   pthread_mutex_destroy(&pipeline->meter_lock);
   free(pipeline->batch_pixels);
+  free(pipeline->batch_features);
   free(pipeline);
 }
 

@@ -1,6 +1,7 @@
 /* An encoder's threads: fetch, decode and preprocess, encode in batches. In: jobs. Out: the same jobs with a tensor or
- * an error. fetch threads (http only) -> decode threads -> one compute thread -> the finished mailbox, which a reactor
- * polls. A job belongs to the pipeline from tf_pipeline_submit until it comes out of the finished mailbox. */
+ * an error. A picture whose features are in the cache is neither decoded nor seen again. fetch threads (http only) ->
+ * decode threads -> one compute thread -> the finished mailbox, which a reactor polls. A job belongs to the pipeline
+ * from tf_pipeline_submit until it comes out of the finished mailbox. */
 #ifndef TF_ENCODER_PIPELINE_H
 #define TF_ENCODER_PIPELINE_H
 
@@ -9,6 +10,7 @@
 #include "common/health.h"
 #include "common/mailbox.h"
 #include "encoder-svc/encoder.h"
+#include "encoder-svc/feature_cache.h"
 #include "encoder-svc/fetch.h"
 #include "proto/wire.h"
 
@@ -23,21 +25,24 @@ typedef struct tf_encode_job {
   int64_t idle_since_us; /* monotonic; set at submit */
   uint8_t *bytes;        /* fetched image between two stages; NULL for inline images */
   size_t bytes_size;
-  float *pixels;       /* [3, size, size] between two stages */
-  void *tensor;        /* out: [vision_tokens, llm_width] of the pipeline's dtype; malloc'ed, the taker frees */
-  size_t tensor_bytes; /* out */
-  tf_error error;      /* out: code TF_OK where tensor is there; text names the image */
-  char warning[200];   /* out: what the image decoder forgave */
+  float *pixels;            /* [3, size, size] between two stages */
+  tf_picture_digest digest; /* where there is a cache */
+  tf_features *features;    /* from the cache: instead of pixels */
+  void *tensor;             /* out: [vision_tokens, llm_width] of the pipeline's dtype; malloc'ed, the taker frees */
+  size_t tensor_bytes;      /* out */
+  tf_error error;           /* out: code TF_OK where tensor is there; text names the image */
+  char warning[200];        /* out: what the image decoder forgave */
 } tf_encode_job;
 
 typedef struct tf_pipeline_config {
   tf_encoder *encoder; /* borrowed, as all below */
   tf_pool *pool;
   const tf_fetcher *fetcher;
-  bool allow_http;    /* false: no fetch threads */
-  int decode_threads; /* 1..TF_PIPELINE_DECODE_THREADS_MAX */
-  int batch_max;      /* images in one ViT pass, 1..TF_PIPELINE_BATCH_MAX */
-  size_t jobs_max;    /* submitted and not yet taken from the finished mailbox */
+  tf_feature_cache *cache; /* NULL: none */
+  bool allow_http;         /* false: no fetch threads */
+  int decode_threads;      /* 1..TF_PIPELINE_DECODE_THREADS_MAX */
+  int batch_max;           /* images in one ViT pass, 1..TF_PIPELINE_BATCH_MAX */
+  size_t jobs_max;         /* submitted and not yet taken from the finished mailbox */
   int64_t pixels_max;
   tf_tensor_dtype dtype;
   tf_metrics *metrics;

@@ -100,7 +100,7 @@ static tf_code find_linear(const tf_gguf *file, const char *weight_name, const c
   return code;
 }
 
-static tf_code load_weights(tf_projector *self, const tf_gguf *file, tf_error *error) {
+static tf_code load_weights(tf_projector *self, const tf_gguf *file, tf_pack_store *store, tf_error *error) {
   int64_t width = self->vision_width, hidden = self->hidden;
   tf_linear_source gate_up[2] = {{.lora = NULL}}, down = {.lora = NULL};
   tf_code code = load_vector(file, "projector.norm.weight", width, &self->norm_weight, error);
@@ -111,8 +111,11 @@ static tf_code load_weights(tf_projector *self, const tf_gguf *file, tf_error *e
     code = find_linear(file, "projector.up.weight", "projector.up.bias", hidden, width, &gate_up[1], error);
   if (code == TF_OK)
     code = find_linear(file, "projector.down.weight", "projector.down.bias", self->llm_width, hidden, &down, error);
-  if (code == TF_OK) code = tf_linear_pack_joined(gate_up, 2, TF_JOIN_SWIGLU, TF_COMPUTE_AUTO, &self->gate_up, error);
-  if (code == TF_OK) code = tf_linear_pack_joined(&down, 1, TF_JOIN_PARTS, TF_COMPUTE_AUTO, &self->down, error);
+  if (code == TF_OK)
+    code = tf_linear_pack_kept(gate_up, 2, TF_JOIN_SWIGLU, TF_COMPUTE_AUTO, store, "projector.gate_up", &self->gate_up,
+                               error);
+  if (code == TF_OK)
+    code = tf_linear_pack_kept(&down, 1, TF_JOIN_PARTS, TF_COMPUTE_AUTO, store, "projector.down", &self->down, error);
   return code;
 }
 
@@ -126,13 +129,13 @@ static tf_code take_workspace(tf_projector *self, tf_error *error) {
   return TF_OK;
 }
 
-tf_code tf_projector_load(const tf_gguf *file, tf_projector **out, tf_error *error) {
+tf_code tf_projector_load(const tf_gguf *file, tf_pack_store *store, tf_projector **out, tf_error *error) {
   *out = NULL;
   tf_projector *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the projector");
   tf_code code = read_sizes(self, file, error);
   if (code == TF_OK) code = make_poolers(self, file, error);
-  if (code == TF_OK) code = load_weights(self, file, error);
+  if (code == TF_OK) code = load_weights(self, file, store, error);
   if (code == TF_OK) code = take_workspace(self, error);
   if (code != TF_OK)
     tf_projector_free(&self);

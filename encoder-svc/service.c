@@ -74,6 +74,7 @@ static void pending_free(tf_encoder_service *self, pending *item) {
   free(item->job.tensor);
   free(item->job.bytes);
   free(item->job.pixels);
+  tf_features_release(&item->job.features);
   tf_peers_message_free(&item->job.message);
   free(item);
 }

@@ -151,6 +151,7 @@ static tf_code read_config(const tf_gguf *file, tf_vit_config *config, tf_error 
 /* What loading carries from tensor to tensor: the first failure stays in code, later calls do nothing. */
 typedef struct loader {
   const tf_gguf *file;
+  tf_pack_store *store;
   tf_vit *vit;
   tf_error *error;
   tf_code code;
@@ -188,7 +189,7 @@ static vit_norm load_norm(loader *self, const char *weight, const char *bias) {
   return (vit_norm){.weight = load_vector(self, weight), .bias = load_vector(self, bias)};
 }
 
-/* name.weight [out, in] and name.bias [out], one or several of them joined. */
+/* name.weight [out, in] and name.bias [out], one or several of them joined; kept under the first name. */
 static tf_linear *load_linear(loader *self, const char *const *names, int count, int64_t out, int64_t in,
                               tf_compute compute) {
   char part[PART_BYTES_MAX], full[NAME_BYTES_MAX];
@@ -206,7 +207,8 @@ static tf_linear *load_linear(loader *self, const char *const *names, int count,
         tf_gguf_require(self->file, full_name(self, part, full), 1, (int64_t[]){out}, &source->bias, self->error);
   }
   if (self->code == TF_OK)
-    self->code = tf_linear_pack_joined(sources, count, TF_JOIN_PARTS, compute, &linear, self->error);
+    self->code = tf_linear_pack_kept(sources, count, TF_JOIN_PARTS, compute, self->store,
+                                     full_name(self, names[0], full), &linear, self->error);
   return linear;
 }
 
@@ -224,7 +226,9 @@ static void load_patch(loader *self) {
   matrix.shape[1] = CHANNELS * p * p;
   matrix.shape[2] = matrix.shape[3] = 1;
   const tf_tensor *bias = tf_gguf_tensor(self->file, "vision.patch.bias"); /* CLIP has none */
-  self->code = tf_linear_pack(&matrix, bias, NULL, TF_COMPUTE_AUTO, &self->vit->patch, self->error);
+  tf_linear_source source = {.weight = &matrix, .bias = bias};
+  self->code = tf_linear_pack_kept(&source, 1, TF_JOIN_PARTS, TF_COMPUTE_AUTO, self->store, "vision.patch",
+                                   &self->vit->patch, self->error);
 }
 
 static void load_positions(loader *self) {
@@ -273,9 +277,9 @@ static void load_block(loader *self, vit_block *block) {
   block->scale2 = load_vector(self, "scale2");
 }
 
-static tf_code load_weights(tf_vit *vit, const tf_gguf *file, tf_error *error) {
+static tf_code load_weights(tf_vit *vit, const tf_gguf *file, tf_pack_store *store, tf_error *error) {
   const tf_vit_config *config = &vit->config;
-  loader self = {.file = file, .vit = vit, .error = error, .code = TF_OK, .layer = -1};
+  loader self = {.file = file, .store = store, .vit = vit, .error = error, .code = TF_OK, .layer = -1};
   load_patch(&self);
   load_positions(&self);
   if (config->class_token) load_class(&self);
@@ -311,7 +315,7 @@ static tf_code take_memory(tf_vit *vit, tf_error *error) {
   return TF_OK;
 }
 
-tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_vit **out, tf_error *error) {
+tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_pack_store *store, tf_vit **out, tf_error *error) {
   assert(batch_max >= 1 && batch_max <= 1024);
   *out = NULL;
   tf_vit *vit = calloc(1, sizeof *vit);
@@ -320,7 +324,7 @@ tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_vit **out, tf_err
   tf_code code = read_config(file, &vit->config, error);
   vit->attention_bf16 = tf_attention_bf16_wanted();
   if (code == TF_OK) code = take_memory(vit, error);
-  if (code == TF_OK) code = load_weights(vit, file, error);
+  if (code == TF_OK) code = load_weights(vit, file, store, error);
   if (code != TF_OK)
     tf_vit_free(&vit);
   else

@@ -112,10 +112,15 @@ static tf_code append_system(const tf_chat *self, tf_prompt *out, tf_error *erro
   return code;
 }
 
-tf_code tf_chat_prompt(const tf_chat *self, const char *text, uint32_t image_tokens, tf_prompt *out, tf_error *error) {
+tf_code tf_chat_head(const tf_chat *self, tf_prompt *out, tf_error *error) {
   tf_code code = append_system(self, out, error);
   if (code == TF_OK) code = append_id(out, self->turn_start, error);
   if (code == TF_OK) code = append_text(self, out, "user\n", error);
+  return code;
+}
+
+tf_code tf_chat_prompt(const tf_chat *self, const char *text, uint32_t image_tokens, tf_prompt *out, tf_error *error) {
+  tf_code code = tf_chat_head(self, out, error);
   if (code == TF_OK) code = append_image(self, out, image_tokens, error);
   if (code == TF_OK) code = append_user_text(self, out, text, image_tokens > 0, error);
   if (code == TF_OK) code = append_id(out, self->turn_end, error);

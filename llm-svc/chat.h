@@ -30,6 +30,8 @@ typedef struct tf_prompt {
   uint32_t image_first, image_tokens;
 } tf_prompt;
 
+/* The tokens that every prompt begins with, whatever it asks: [system turn] <|im_start|>user\n. *out as below. */
+tf_code tf_chat_head(const tf_chat *self, tf_prompt *out, tf_error *error);
 /* [<|im_start|>system\nSYSTEM<|im_end|>\n]<|im_start|>user\n IMAGE... \nTEXT<|im_end|>\n<|im_start|>assistant\n, IMAGE
  * between the adapter's image tokens where it names them; without an image the newline before TEXT goes
  * as well. *out must be zero; tf_prompt_free it, also after an error (FIELD_INVALID, OUT_OF_MEMORY). */

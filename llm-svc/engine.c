@@ -46,8 +46,12 @@ struct tf_engine {
   tf_tokenizer *tokenizer;
   tf_chat chat;
   char *default_prompt;
+  tf_pack_store *store; /* the weights' memory; NULL: the heap alone */
   tf_llm *model;
   tf_kv *kv;
+  uint32_t kv_blocks;  /* for sequences: without the head's */
+  tf_prompt head;      /* what every prompt begins with; empty where that alone fills the context */
+  tf_kv_table head_kv; /* its keys and values, copied to each sequence */
   tf_scheduler *scheduler;
   tf_llm_scratch *scratch;
   sequence *sequences; /* [sequences_max + waiting_max] */
@@ -96,24 +100,43 @@ static tf_code load_model(tf_engine *self, const tf_model_dir *dir, tf_error *er
   if (code == TF_OK) code = tf_tokenizer_load(self->file, &self->tokenizer, error);
   if (code == TF_OK) code = tf_chat_load(self->file, adapter, self->tokenizer, &self->chat, error);
   if (code == TF_OK) code = load_prompt(self, adapter, error);
-  if (code == TF_OK) code = tf_llm_load(self->file, adapter, self->pool, &self->model, error);
+  if (code == TF_OK) self->store = tf_pack_store_open(self->config.cache_dir, "llm", dir->pair_hash);
+  if (code == TF_OK) code = tf_llm_load(self->file, adapter, self->pool, self->store, &self->model, error);
   if (code == TF_OK) code = check_fit(self, adapter, error);
+  if (code == TF_OK) tf_pack_store_save(self->store);
   tf_gguf_close(&adapter);
+  return code;
+}
+
+static tf_code make_batch(tf_engine *self, tf_error *error) {
+  const tf_engine_config *c = &self->config;
+  const tf_llm_config *model = tf_llm_configuration(self->model);
+  uint32_t blocks = self->kv_blocks, head_tokens = (uint32_t)self->head.tokens.count;
+  tf_scheduler_config plan = {.rows_max = c->batch_rows_max,
+                              .sequences_max = c->sequences_max,
+                              .waiting_max = c->waiting_max,
+                              .blocks_max = blocks,
+                              .block_tokens = TF_KV_BLOCK_TOKENS,
+                              .head_tokens = head_tokens};
+  tf_code code = tf_scheduler_new(&plan, &self->scheduler, error);
+  if (code == TF_OK)
+    code = tf_kv_new(model->layers, tf_llm_kv_part_bytes(self->model), blocks + tf_kv_blocks_for(head_tokens),
+                     &self->kv, error);
+  if (code == TF_OK)
+    code = tf_llm_scratch_new(self->model, c->batch_rows_max, c->sequences_max, blocks, &self->scratch, error);
   return code;
 }
 
 static tf_code make_memory(tf_engine *self, tf_error *error) {
   const tf_engine_config *c = &self->config;
   const tf_llm_config *model = tf_llm_configuration(self->model);
-  uint32_t blocks = tf_kv_blocks_for(c->kv_tokens_max);
-  tf_scheduler_config plan = {c->batch_rows_max, c->sequences_max, c->waiting_max, blocks, TF_KV_BLOCK_TOKENS};
-  tf_code code = tf_scheduler_new(&plan, &self->scheduler, error);
-  if (code == TF_OK) code = tf_kv_new(model->layers, tf_llm_kv_part_bytes(self->model), blocks, &self->kv, error);
-  if (code == TF_OK)
-    code = tf_llm_scratch_new(self->model, c->batch_rows_max, c->sequences_max, blocks, &self->scratch, error);
-  if (code != TF_OK) return code;
-  uint64_t kv_tokens = (uint64_t)blocks * TF_KV_BLOCK_TOKENS;
+  self->kv_blocks = tf_kv_blocks_for(c->kv_tokens_max);
+  uint64_t kv_tokens = (uint64_t)self->kv_blocks * TF_KV_BLOCK_TOKENS;
   self->context_tokens_max = kv_tokens < model->context_tokens ? (uint32_t)kv_tokens : model->context_tokens;
+  tf_code code = tf_chat_head(&self->chat, &self->head, error);
+  if (code == TF_OK && self->head.tokens.count >= self->context_tokens_max) tf_prompt_free(&self->head);
+  if (code == TF_OK) code = make_batch(self, error);
+  if (code != TF_OK) return code;
   size_t events = (size_t)c->sequences_max * EVENTS_A_SEQUENCE;
   self->sequences = calloc((size_t)c->sequences_max + c->waiting_max, sizeof *self->sequences);
   self->rows = calloc(c->batch_rows_max, sizeof *self->rows);
@@ -127,6 +150,23 @@ static tf_code make_memory(tf_engine *self, tf_error *error) {
   return TF_OK;
 }
 
+/* Keys and values of the head, once for all sequences. A row's do not depend on what comes after it. */
+static tf_code compute_head(tf_engine *self, tf_error *error) {
+  uint32_t count = (uint32_t)self->head.tokens.count, rows_max = self->config.batch_rows_max;
+  tf_code code = TF_OK;
+  if (count == 0) return TF_OK;
+  if (!tf_kv_reserve(self->kv, count, &self->head_kv)) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory");
+  for (uint32_t first = 0; first < count && code == TF_OK; first += rows_max) {
+    const float *logits;
+    uint32_t rows = count - first < rows_max ? count - first : rows_max;
+    for (uint32_t i = 0; i < rows; i++)
+      self->rows[i] = (tf_llm_row){
+          .token = self->head.tokens.ids[first + i], .position = (int32_t)(first + i), .table = &self->head_kv};
+    code = tf_llm_forward(self->model, self->pool, self->kv, self->scratch, self->rows, rows, &logits, error);
+  }
+  return code;
+}
+
 tf_code tf_engine_load(const tf_model_dir *model, const tf_engine_config *config, tf_pool *pool, tf_engine **out,
                        tf_error *error) {
   tf_engine *self = calloc(1, sizeof *self);
@@ -136,6 +176,7 @@ tf_code tf_engine_load(const tf_model_dir *model, const tf_engine_config *config
   set_defaults(&self->config);
   tf_code code = load_model(self, model, error);
   if (code == TF_OK) code = make_memory(self, error);
+  if (code == TF_OK) code = compute_head(self, error);
   if (code != TF_OK) {
     tf_engine_free(&self);
     return code;
@@ -165,8 +206,12 @@ void tf_engine_free(tf_engine **handle) {
   tf_buffer_free(&self->texts);
   tf_llm_scratch_free(&self->scratch);
   tf_scheduler_free(&self->scheduler);
+  if (self->kv != NULL) tf_kv_release(self->kv, &self->head_kv);
+  tf_prompt_free(&self->head);
   tf_kv_free(&self->kv);
+  tf_pack_store_end(self->store);
   tf_llm_free(&self->model);
+  tf_pack_store_close(&self->store);
   free(self->default_prompt);
   tf_tokenizer_free(&self->tokenizer);
   tf_gguf_close(&self->file);
@@ -209,6 +254,7 @@ static tf_code fill_sequence(tf_engine *self, const tf_engine_request *request, 
     return tf_fail(error, TF_ERR_FIELD_INVALID, "the prompt has more than %d bytes", TF_PROMPT_BYTES_MAX);
   tf_code code = tf_chat_prompt(&self->chat, text, request->vision_tokens, &one->prompt, error);
   if (code != TF_OK) return code;
+  assert(one->prompt.tokens.count > self->head.tokens.count);
   uint32_t new_tokens =
       request->sampling.max_new_tokens > 0 ? request->sampling.max_new_tokens : TF_ENGINE_NEW_TOKENS_DEFAULT;
   size_t prompt_tokens = one->prompt.tokens.count;
@@ -376,7 +422,9 @@ static void take_token(tf_engine *self, sequence *one, const float *logits, int6
 /* The scheduler has counted the blocks of whom it admits; only memory for the table itself can be missing. */
 static bool admit(tf_engine *self, sequence *one, int64_t now_us) {
   one->admitted_us = now_us;
-  return tf_kv_reserve(self->kv, one->prompt_tokens + one->new_tokens_max, &one->table);
+  if (!tf_kv_reserve(self->kv, one->prompt_tokens + one->new_tokens_max, &one->table)) return false;
+  tf_kv_copy(self->kv, &self->head_kv, &one->table);
+  return true;
 }
 
 /* A plan in the meter's terms. Positions attended: each row looks at itself and all before it. */
@@ -441,6 +489,6 @@ tf_engine_load_now tf_engine_load_state(const tf_engine *self) {
   return (tf_engine_load_now){.running = tf_scheduler_running(self->scheduler),
                               .waiting = tf_scheduler_waiting(self->scheduler),
                               .kv_tokens_used = tf_scheduler_blocks_used(self->scheduler) * TF_KV_BLOCK_TOKENS,
-                              .kv_tokens_max = tf_kv_blocks(self->kv) * TF_KV_BLOCK_TOKENS,
+                              .kv_tokens_max = self->kv_blocks * TF_KV_BLOCK_TOKENS,
                               .sequences_max = self->config.sequences_max};
 }

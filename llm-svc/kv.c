@@ -77,6 +77,13 @@ bool tf_kv_reserve(tf_kv *self, uint32_t tokens, tf_kv_table *table) {
   return true;
 }
 
+void tf_kv_copy(tf_kv *self, const tf_kv_table *from, const tf_kv_table *to) {
+  assert(to->count >= from->count);
+  for (uint32_t i = 0; i < from->count; i++)
+    memcpy(self->memory + to->blocks[i] * self->block_bytes, self->memory + from->blocks[i] * self->block_bytes,
+           self->block_bytes);
+}
+
 void tf_kv_clear(tf_kv *self, const tf_kv_table *table) {
   for (uint32_t i = 0; i < table->count; i++)
     memset(self->memory + table->blocks[i] * self->block_bytes, 0, self->block_bytes);

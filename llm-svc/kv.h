@@ -32,6 +32,8 @@ uint32_t tf_kv_blocks_for(uint32_t tokens);
 /* Fills an empty table with blocks for `tokens` tokens. False, and nothing taken: not enough free ones, or no memory.
  */
 bool tf_kv_reserve(tf_kv *self, uint32_t tokens, tf_kv_table *table);
+/* Copies the blocks of one sequence into the first ones of another, which has at least as many. */
+void tf_kv_copy(tf_kv *self, const tf_kv_table *from, const tf_kv_table *to);
 /* Zeroes what the blocks hold. Before a release where that may be Inf or NaN: attention weighs positions that a
  * sequence does not see by 0, which only finite values survive. */
 void tf_kv_clear(tf_kv *self, const tf_kv_table *table);

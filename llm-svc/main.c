@@ -10,7 +10,7 @@
 
 typedef struct settings {
   tf_service_options common;
-  const char *model, *compute, *cpu, *tensor_bind, *tensor_advertise;
+  const char *model, *compute, *cpu, *cache_dir, *tensor_bind, *tensor_advertise;
   tf_string_list routers;
   int64_t threads, kv_tokens, sequences, batch_rows, peer_timeout_ms, drain_timeout_s;
   bool insecure;
@@ -24,6 +24,7 @@ static const tf_option options[] = {
   {"threads", 't', TF_OPTION_INT, AT(threads), 0, 1024, "0", "threads", "that compute; 0: one for each allowed core"},
   {"compute", 0, TF_OPTION_CHOICE, AT(compute), 0, 0, "auto", TF_COMPUTE_CHOICES, "arithmetic of the matrix products; auto: the fastest that keeps the captions' quality"},
   {"cpu", 0, TF_OPTION_CHOICE, AT(cpu), 0, 0, "auto", TF_CPU_CHOICES, "instructions to use; auto: the best that there are"},
+  {"cache-dir", 0, TF_OPTION_STRING, AT(cache_dir), 0, 0, "off", "DIR", "where weights are kept as the kernels want them, for the next start and for others on this machine; off: nowhere"},
   {"tensor-bind", 'b', TF_OPTION_STRING, AT(tensor_bind), 0, 0, "tcp://127.0.0.1:*", "ENDPOINT", "where encoders deliver vision tokens"},
   {"tensor-advertise", 0, TF_OPTION_STRING, AT(tensor_advertise), 0, 0, NULL, "ENDPOINT", "what encoders are told; unset: where --tensor-bind ended up"},
   {"kv-tokens", 0, TF_OPTION_INT, AT(kv_tokens), 64, 16777216, "16384", "tokens", "that the KV cache holds"},
@@ -64,7 +65,8 @@ static tf_code load_engine(process *self, tf_error *error) {
   tf_engine_config config = {.batch_rows_max = (uint32_t)from->batch_rows,
                              .sequences_max = (uint32_t)from->sequences,
                              .waiting_max = tf_llm_service_jobs_limit(jobs_max(from)),
-                             .kv_tokens_max = (uint32_t)from->kv_tokens};
+                             .kv_tokens_max = (uint32_t)from->kv_tokens,
+                             .cache_dir = from->cache_dir};
   self->pool = tf_pool_new((int)from->threads);
   if (self->pool == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
   return tf_engine_load(&self->model, &config, self->pool, &self->engine, error);

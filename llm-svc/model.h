@@ -9,6 +9,7 @@
 #include "llm-svc/kv.h"
 #include "tensor/gguf.h"
 #include "tensor/ops.h"
+#include "tensor/pack_store.h"
 
 enum { TF_LLM_LAYERS_MAX = 512, TF_LLM_WIDTH_MAX = 1 << 16 };
 
@@ -23,9 +24,11 @@ typedef struct tf_llm_config {
 typedef struct tf_llm tf_llm;
 
 /* adapter: its LoRA (blk.L.NAME.weight.lora_a, .lora_b) is merged into the weights; NULL: none. file must outlive the
- * model, adapter need not. Packs the weights on the pool's threads. The caller frees.
- * Errors: MODEL_INVALID, UNSUPPORTED, OUT_OF_MEMORY; the text names file and tensor. */
-tf_code tf_llm_load(const tf_gguf *file, const tf_gguf *adapter, tf_pool *pool, tf_llm **out, tf_error *error);
+ * model, adapter need not. Packs the weights on the pool's threads, or takes them from the store (NULL: none), which
+ * must outlive the model. The caller frees. Errors: MODEL_INVALID, UNSUPPORTED, OUT_OF_MEMORY; the text names file and
+ * tensor. */
+tf_code tf_llm_load(const tf_gguf *file, const tf_gguf *adapter, tf_pool *pool, tf_pack_store *store, tf_llm **out,
+                    tf_error *error);
 void tf_llm_free(tf_llm **self);
 const tf_llm_config *tf_llm_configuration(const tf_llm *self);
 /* What tf_kv_new needs to know: keys and values are f32 rows, or bf16 (tensor/attention_bf16.h). */

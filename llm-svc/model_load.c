@@ -24,6 +24,7 @@ static const architecture ARCHITECTURES[] = {
 
 /* A linear to be packed: of one matrix, or of several that read the same input. */
 typedef struct pack_job {
+  char name[NAME_BYTES_MAX]; /* the first of its matrices' */
   tf_linear_source parts[PARTS_MAX];
   tf_lora loras[PARTS_MAX];
   int count;
@@ -33,6 +34,7 @@ typedef struct pack_job {
 
 typedef struct loader {
   const tf_gguf *file, *adapter;
+  tf_pack_store *store;
   double lora_alpha;
   size_t lora_used; /* tensors of the adapter that found their weight */
   tf_llm *model;
@@ -164,6 +166,7 @@ static tf_code list_part(loader *self, const char *prefix, int64_t outputs, int6
     code = tf_gguf_require(self->file, bias_name, 1, &outputs, &part->bias, self->error);
   if (code == TF_OK) code = find_lora(self, weight_name, outputs, inputs, lora);
   if (lora->a != NULL) part->lora = lora;
+  if (job->count == 0) snprintf(job->name, sizeof job->name, "%s", prefix);
   job->count++;
   return code;
 }
@@ -233,7 +236,8 @@ static void pack_some(void *context, int64_t begin, int64_t end, int thread) {
   for (int64_t i = begin; i < end; i++) {
     const pack_job *job = &self->jobs[i];
     tf_error error;
-    tf_code code = tf_linear_pack_joined(job->parts, job->count, job->join, TF_COMPUTE_AUTO, job->out, &error);
+    tf_code code = tf_linear_pack_kept(job->parts, job->count, job->join, TF_COMPUTE_AUTO, self->store, job->name,
+                                       job->out, &error);
     if (code == TF_OK) continue;
     pthread_mutex_lock(&self->mutex);
     if (self->code == TF_OK) self->code = tf_fail(self->error, code, "%s: %s", tf_gguf_path(self->file), error.text);
@@ -277,8 +281,9 @@ static tf_code load_weights(loader *self, tf_pool *pool) {
   return self->code;
 }
 
-tf_code tf_llm_load(const tf_gguf *file, const tf_gguf *adapter, tf_pool *pool, tf_llm **out, tf_error *error) {
-  loader self = {.file = file, .adapter = adapter, .error = error};
+tf_code tf_llm_load(const tf_gguf *file, const tf_gguf *adapter, tf_pool *pool, tf_pack_store *store, tf_llm **out,
+                    tf_error *error) {
+  loader self = {.file = file, .adapter = adapter, .store = store, .error = error};
   self.model = calloc(1, sizeof *self.model);
   if (self.model == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the model");
   tf_code code = load_config(&self);

@@ -93,7 +93,7 @@ void tf_scheduler_free(tf_scheduler **self) {
 
 tf_code tf_scheduler_add(tf_scheduler *self, uint32_t prompt_tokens, uint32_t new_tokens_max, uint32_t *id,
                          tf_error *error) {
-  assert(prompt_tokens > 0 && new_tokens_max > 0);
+  assert(prompt_tokens > self->config.head_tokens && new_tokens_max > 0);
   uint64_t tokens = (uint64_t)prompt_tokens + new_tokens_max, block_tokens = self->config.block_tokens;
   uint64_t blocks = (tokens + block_tokens - 1) / block_tokens;
   if (tokens > UINT32_MAX || blocks > self->config.blocks_max)
@@ -107,7 +107,8 @@ tf_code tf_scheduler_add(tf_scheduler *self, uint32_t prompt_tokens, uint32_t ne
   self->requests[at] = (request){.state = STATE_WAITING,
                                  .prompt_tokens = prompt_tokens,
                                  .tokens_max = (uint32_t)tokens,
-                                 .blocks = (uint32_t)blocks};
+                                 .blocks = (uint32_t)blocks,
+                                 .position = self->config.head_tokens};
   list_append(self, &self->waiting, at);
   *id = (uint32_t)at;
   return TF_OK;

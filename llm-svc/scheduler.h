@@ -22,12 +22,14 @@ typedef struct tf_scheduler_config {
   uint32_t waiting_max;   /* requests held beyond sequences_max */
   uint32_t blocks_max;    /* of the KV cache */
   uint32_t block_tokens;
+  uint32_t head_tokens; /* positions at the start of every prompt that need no computing */
 } tf_scheduler_config;
 
 tf_code tf_scheduler_new(const tf_scheduler_config *config, tf_scheduler **out, tf_error *error);
 void tf_scheduler_free(tf_scheduler **self);
 
-/* *id: below sequences_max + waiting_max, free again after tf_scheduler_remove. Both counts at least 1.
+/* *id: below sequences_max + waiting_max, free again after tf_scheduler_remove. Both counts at least 1, and the prompt
+ * longer than the head.
  * Errors: WORKER_FULL; PROMPT_TOO_LONG (would not fit the empty cache). */
 tf_code tf_scheduler_add(tf_scheduler *self, uint32_t prompt_tokens, uint32_t new_tokens_max, uint32_t *id,
                          tf_error *error);

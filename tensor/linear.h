@@ -6,6 +6,7 @@
 #define TF_TENSOR_LINEAR_H
 
 #include "tensor/cpu.h"
+#include "tensor/pack_store.h"
 #include "tensor/parallel.h"
 #include "tensor/tensor.h"
 
@@ -47,6 +48,10 @@ tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_
                        tf_linear **out, tf_error *error);
 tf_code tf_linear_pack_joined(const tf_linear_source *sources, int count, tf_linear_join join, tf_compute compute,
                               tf_linear **out, tf_error *error);
+/* The same, by way of a store: what that has under this name is not packed again. The store (NULL: none) must outlive
+ * the linear. */
+tf_code tf_linear_pack_kept(const tf_linear_source *sources, int count, tf_linear_join join, tf_compute compute,
+                            tf_pack_store *store, const char *name, tf_linear **out, tf_error *error);
 void tf_linear_free(tf_linear **self);
 int64_t tf_linear_in(const tf_linear *self);
 int64_t tf_linear_out(const tf_linear *self);        /* columns of the first part's y */

@@ -5,6 +5,7 @@
 #include <cblas.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -191,37 +192,29 @@ static void pack_panel(tf_linear *self, const reader *from, int64_t first, int64
   }
 }
 
-static tf_code take_panels(tf_linear *self, tf_error *error) {
+/* Places of the parts: SwiGLU's two sources share panels by turns, others lie one after the other. */
+static void lay_out_panels(tf_linear *self, const tf_linear_source *sources, int count) {
   const tf_kernel *kernel = self->kernel;
+  for (int i = 0; i < count; i++) {
+    int64_t panels = (sources[i].weight->shape[0] + TF_PANEL - 1) / TF_PANEL;
+    if (self->join == TF_JOIN_PARTS) {
+      self->parts[i].first = self->panels;
+      self->parts[i].panels = panels;
+    }
+    self->panels += panels;
+  }
+  if (self->join == TF_JOIN_SWIGLU) self->parts[0].panels = self->panels;
   int64_t inputs = (self->in + kernel->inputs_align - 1) / kernel->inputs_align * kernel->inputs_align;
   self->steps = inputs / kernel->step_inputs;
   self->panel_bytes = self->steps * TF_STEP_BYTES;
-  size_t outputs = (size_t)self->panels * TF_PANEL;
   self->weight_bytes = (size_t)self->panels * (size_t)self->panel_bytes;
-  self->weight = tf_huge_new(self->weight_bytes);
-  self->bias = memory_new(outputs, sizeof *self->bias);
-  self->column_scale = memory_new(outputs, sizeof *self->column_scale);
-  self->offset = memory_new(outputs, sizeof *self->offset);
-  if (self->weight && self->bias && self->column_scale && self->offset) return TF_OK;
-  return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64,
-                 self->parts[0].out, self->in);
 }
 
-/* SwiGLU: panels of the two sources by turns; else one source after the other. */
-static tf_code pack_panels(tf_linear *self, const tf_linear_source *sources, int count, tf_error *error) {
-  int64_t stride = self->join == TF_JOIN_SWIGLU ? 2 : 1, first = 0;
-  for (int i = 0; i < count; i++) {
-    int64_t panels = (sources[i].weight->shape[0] + TF_PANEL - 1) / TF_PANEL;
-    self->panels += panels;
-    if (self->join == TF_JOIN_SWIGLU) continue;
-    self->parts[i].first = first;
-    self->parts[i].panels = panels;
-    first += panels;
-  }
-  if (self->join == TF_JOIN_SWIGLU) self->parts[0].panels = self->panels;
-  tf_code code = take_panels(self, error);
+static tf_code fill_panels(tf_linear *self, const tf_linear_source *sources, int count, tf_error *error) {
+  assert(self->column_scale && self->offset);
+  int64_t stride = self->join == TF_JOIN_SWIGLU ? 2 : 1;
   float *rows = memory_new((size_t)self->in * (TF_PANEL + 1), sizeof *rows);
-  if (code == TF_OK && !rows) code = tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory packing a weight");
+  tf_code code = rows ? TF_OK : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory packing a weight");
   for (int i = 0; i < count && code == TF_OK; i++) {
     reader from;
     code = reader_open(&from, &sources[i], error);
@@ -236,37 +229,77 @@ static tf_code pack_panels(tf_linear *self, const tf_linear_source *sources, int
 
 /* ---- OpenBLAS ---- */
 
-static tf_code pack_blas(tf_linear *self, const tf_linear_source *sources, int count, tf_error *error) {
-  int64_t outputs = 0, used = 0;
+static int64_t outputs_of(const tf_linear_source *sources, int count) {
+  int64_t outputs = 0;
   for (int i = 0; i < count; i++) outputs += sources[i].weight->shape[0];
-  self->weight_bytes = (size_t)outputs * (size_t)self->in * sizeof(float);
-  self->weight = tf_huge_new(self->weight_bytes);
-  self->bias = memory_new((size_t)outputs, sizeof *self->bias);
-  if (!self->weight || !self->bias)
-    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64, outputs,
-                   self->in);
-  tf_code code = TF_OK;
-  for (int i = 0; i < count && code == TF_OK; i++) {
-    reader from;
-    code = reader_open(&from, &sources[i], error);
-    float *weight = (float *)(void *)self->weight + used * self->in, *bias = self->bias + used;
-    if (code == TF_OK) read_rows(&from, 0, from.out, weight);
-    if (sources[i].bias) tf_tensor_to_f32(sources[i].bias, 0, from.out, bias);
-    tf_blas blas = {.in = self->in, .out = from.out, .weight = weight, .bias = bias};
+  return outputs;
+}
+
+static void point_blas(tf_linear *self, const tf_linear_source *sources, int count) {
+  const float *weight = (const float *)(const void *)self->weight, *bias = self->bias;
+  for (int i = 0; i < count; i++) {
+    int64_t out = sources[i].weight->shape[0];
+    tf_blas blas = {.in = self->in, .out = out, .weight = weight, .bias = bias};
     if (self->join == TF_JOIN_SWIGLU && i == 1)
       self->parts[0].second = blas;
     else
       self->parts[i].blas = blas;
-    used += from.out;
+    weight += out * self->in;
+    bias += out;
+  }
+}
+
+static tf_code fill_blas(tf_linear *self, const tf_linear_source *sources, int count, tf_error *error) {
+  float *weight = (float *)(void *)self->weight, *bias = self->bias;
+  tf_code code = TF_OK;
+  for (int i = 0; i < count && code == TF_OK; i++) {
+    reader from;
+    code = reader_open(&from, &sources[i], error);
+    if (code == TF_OK) read_rows(&from, 0, from.out, weight);
+    if (sources[i].bias) tf_tensor_to_f32(sources[i].bias, 0, from.out, bias);
+    weight += from.out * self->in;
+    bias += from.out;
     reader_close(&from);
   }
   return code;
 }
 
+/* ---- memory ---- */
+
+/* How the bytes lie, for whoever finds them in a file. */
+static void describe(const tf_linear *self, const tf_linear_source *sources, int count, char *out, size_t out_bytes) {
+  int size = snprintf(out, out_bytes, "%s %s %" PRId64 ":", tf_linear_kernel(self),
+                      self->join == TF_JOIN_SWIGLU ? "swiglu" : "parts", self->in);
+  for (int i = 0; i < count && size > 0 && (size_t)size < out_bytes; i++)
+    size += snprintf(out + size, out_bytes - (size_t)size, " %" PRId64, sources[i].weight->shape[0]);
+}
+
+/* One piece for the weights and, each from a line of its own, bias, scales and offsets (of kernels alone). *filled: the
+ * store had it packed. */
+static tf_code take_memory(tf_linear *self, const tf_linear_source *sources, int count, tf_pack_store *store,
+                           const char *name, bool *filled, tf_error *error) {
+  enum { LINE = 64, FORM_BYTES = 128 };
+  char form[FORM_BYTES];
+  describe(self, sources, count, form, sizeof form);
+  size_t outputs = self->kernel ? (size_t)self->panels * TF_PANEL : (size_t)outputs_of(sources, count);
+  size_t weights = (self->weight_bytes + LINE - 1) / LINE * LINE, vector = (outputs * 4 + LINE - 1) / LINE * LINE;
+  self->memory = tf_pack_store_take(store, name, form, weights + (self->kernel ? 3 : 1) * vector, filled);
+  if (!self->memory)
+    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory for a weight of %" PRId64 " x %" PRId64,
+                   outputs_of(sources, count), self->in);
+  self->kept = *filled;
+  self->weight = self->memory;
+  self->bias = (float *)(void *)(self->memory + weights);
+  if (!self->kernel) return TF_OK;
+  self->column_scale = (float *)(void *)(self->memory + weights + vector);
+  self->offset = (int32_t *)(void *)(self->memory + weights + 2 * vector);
+  return TF_OK;
+}
+
 /* ---- the door ---- */
 
-tf_code tf_linear_pack_joined(const tf_linear_source *sources, int count, tf_linear_join join, tf_compute compute,
-                              tf_linear **out, tf_error *error) {
+tf_code tf_linear_pack_kept(const tf_linear_source *sources, int count, tf_linear_join join, tf_compute compute,
+                            tf_pack_store *store, const char *name, tf_linear **out, tf_error *error) {
   *out = NULL;
   tf_blas_single_threaded();
   tf_code code = check_sources(sources, count, join, error);
@@ -282,12 +315,25 @@ tf_code tf_linear_pack_joined(const tf_linear_source *sources, int count, tf_lin
   if (self->in > INPUTS_MAX) self->kernel = tf_kernel_find(TF_COMPUTE_F32);
   self->part_count = join == TF_JOIN_SWIGLU ? 1 : count;
   for (int i = 0; i < self->part_count; i++) self->parts[i].out = sources[i].weight->shape[0];
-  code = self->kernel ? pack_panels(self, sources, count, error) : pack_blas(self, sources, count, error);
+  if (self->kernel)
+    lay_out_panels(self, sources, count);
+  else
+    self->weight_bytes = (size_t)outputs_of(sources, count) * (size_t)self->in * sizeof(float);
+  bool filled;
+  code = take_memory(self, sources, count, store, name, &filled, error);
+  if (code == TF_OK && !self->kernel) point_blas(self, sources, count);
+  if (code == TF_OK && !filled)
+    code = self->kernel ? fill_panels(self, sources, count, error) : fill_blas(self, sources, count, error);
   if (code == TF_OK)
     *out = self;
   else
     tf_linear_free(&self);
   return code;
+}
+
+tf_code tf_linear_pack_joined(const tf_linear_source *sources, int count, tf_linear_join join, tf_compute compute,
+                              tf_linear **out, tf_error *error) {
+  return tf_linear_pack_kept(sources, count, join, compute, NULL, "", out, error);
 }
 
 tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_lora *lora, tf_compute compute,
@@ -299,10 +345,7 @@ tf_code tf_linear_pack(const tf_tensor *weight, const tf_tensor *bias, const tf_
 void tf_linear_free(tf_linear **self_pointer) {
   tf_linear *self = *self_pointer;
   if (!self) return;
-  tf_huge_free(self->weight);
-  free(self->bias);
-  free(self->column_scale);
-  free(self->offset);
+  if (!self->kept) tf_huge_free(self->memory);
   free(self);
   *self_pointer = NULL;
 }

@@ -20,6 +20,9 @@ struct tf_linear {
   tf_linear_part parts[TF_LINEAR_PARTS_MAX];
   const tf_kernel *kernel; /* NULL: OpenBLAS */
   int64_t panels, steps, panel_bytes;
+  /* All below lies in one piece of memory, as a tf_pack_store keeps it: read only once it is packed. */
+  char *memory;
+  bool kept;    /* the memory is the store's */
   char *weight; /* [panels, steps, 64 bytes]; OpenBLAS: the f32 matrices one after the other */
   size_t weight_bytes;
   /* [panels * 16]; of int8 alone: column_scale, offset. OpenBLAS: bias, the sources' one after the other. */

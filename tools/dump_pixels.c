@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
   else if (!data)
     code = tf_fail(&error, TF_ERR_IO, "%s: cannot be read, or is larger than %d bytes", argv[2], FILE_BYTES_MAX);
   else if ((code = tf_model_dir_open(argv[1], model, &error)) == TF_OK &&
-           (code = tf_encoder_load(model, &encoder, &error)) == TF_OK)
+           (code = tf_encoder_load(model, NULL, &encoder, &error)) == TF_OK)
     code = dump(encoder, data, size, argv[3], &error);
   if (code != TF_OK) fprintf(stderr, "dump_pixels: %s\n", error.text);
   tf_encoder_free(&encoder);

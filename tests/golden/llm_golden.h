@@ -54,7 +54,7 @@ static inline llm_rig rig_load(const char *llm_path, const char *adapter_path, u
   tf_gguf *adapter = adapter_path != NULL ? open_golden(adapter_path) : NULL;
   tf_error error = {0};
   cr_assert_not_null(rig.pool);
-  cr_assert_eq(tf_llm_load(rig.file, adapter, rig.pool, &rig.model, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_llm_load(rig.file, adapter, rig.pool, NULL, &rig.model, &error), TF_OK, "%s", error.text);
   tf_gguf_close(&adapter);
   const tf_llm_config *c = tf_llm_configuration(rig.model);
   cr_assert_eq(tf_kv_new(c->layers, tf_llm_kv_part_bytes(rig.model), RIG_BLOCKS, &rig.kv, &error), TF_OK, "%s",

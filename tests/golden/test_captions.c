@@ -32,7 +32,7 @@ static captioner setup(void) {
   captioner self = {.pool = tf_pool_new(0)};
   tf_error error = {0};
   cr_assert_eq(tf_model_dir_open("build/model", &self.model, &error), TF_OK, "run `make model` (%s)", error.text);
-  cr_assert_eq(tf_encoder_load(&self.model, &self.encoder, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_encoder_load(&self.model, NULL, &self.encoder, &error), TF_OK, "%s", error.text);
   tf_engine_config config = {.batch_rows_max = 512, .sequences_max = BATCH, .waiting_max = 64, .kv_tokens_max = 8192};
   cr_assert_eq(tf_engine_load(&self.model, &config, self.pool, &self.engine, &error), TF_OK, "%s", error.text);
   self.golden = open_golden(GOLDEN_FOLDER "captions.gguf");

@@ -60,7 +60,7 @@ static float *features_of(const converted *self, tf_pool *pool, int64_t *count) 
   tf_gguf *file = open_golden(path);
   tf_vit *vit = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_vit_load(file, 1, &vit, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_vit_load(file, 1, NULL, &vit, &error), TF_OK, "%s", error.text);
   const tf_vit_config *config = tf_vit_configuration(vit);
   int64_t pixels;
   float *input = golden_floats(self->golden, "input", &pixels);
@@ -142,7 +142,7 @@ Test(convert_hf, release) {
   tf_gguf *file = open_golden(path);
   tf_projector *projector = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_projector_load(file, &projector, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_projector_load(file, NULL, &projector, &error), TF_OK, "%s", error.text);
   for (uint32_t tokens = 4; tokens <= 9; tokens += 5) {
     char name[32];
     float out[9 * 64];

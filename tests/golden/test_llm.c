@@ -179,7 +179,7 @@ static void expect_refused(const char *from, const char *to, tf_code expected) {
   tf_error error = {0};
   tf_pool *pool = tf_pool_new(1);
   cr_assert_eq(tf_gguf_parse(bytes, size, "patched", &file, &error), TF_OK, "%s", error.text);
-  cr_assert_eq(tf_llm_load(file, NULL, pool, &model, &error), expected, "%s for %s: %s", to, from, error.text);
+  cr_assert_eq(tf_llm_load(file, NULL, pool, NULL, &model, &error), expected, "%s for %s: %s", to, from, error.text);
   cr_assert_null(model);
   cr_assert(strstr(error.text, "patched") != NULL, "the error names the file: %s", error.text);
   tf_gguf_close(&file);
@@ -203,7 +203,7 @@ Test(llm, refuses_lora_of_another_model) {
   tf_error error = {0};
   tf_pool *pool = tf_pool_new(1);
   cr_assert_eq(tf_gguf_parse(bytes, size, "other", &adapter, &error), TF_OK, "%s", error.text);
-  cr_assert_eq(tf_llm_load(file, adapter, pool, &model, &error), TF_ERR_MODEL_INVALID);
+  cr_assert_eq(tf_llm_load(file, adapter, pool, NULL, &model, &error), TF_ERR_MODEL_INVALID);
   tf_gguf_close(&adapter);
   tf_gguf_close(&file);
   tf_pool_free(&pool);

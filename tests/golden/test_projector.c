@@ -16,7 +16,7 @@ static tf_projector *load_projector(void) {
   tf_gguf *file = open_golden(GOLDEN_FOLDER "tiny/adapter.gguf");
   tf_projector *projector = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_projector_load(file, &projector, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_projector_load(file, NULL, &projector, &error), TF_OK, "%s", error.text);
   tf_gguf_close(&file);
   return projector;
 }
@@ -63,7 +63,7 @@ Test(projector, refuses_another_kind_of_file) {
   tf_gguf *file = open_golden(GOLDEN_FOLDER "tiny/vision.gguf");
   tf_projector *projector = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_projector_load(file, &projector, &error), TF_ERR_MODEL_INVALID);
+  cr_assert_eq(tf_projector_load(file, NULL, &projector, &error), TF_ERR_MODEL_INVALID);
   cr_assert_null(projector);
   tf_gguf_close(&file);
 }
@@ -81,7 +81,7 @@ static tf_encoder *load_tiny_encoder(void) {
   tf_model_dir model = tiny_model();
   tf_encoder *encoder = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_encoder_load(&model, &encoder, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_encoder_load(&model, NULL, &encoder, &error), TF_OK, "%s", error.text);
   return encoder;
 }
 
@@ -133,7 +133,7 @@ Test(encoder, parts_that_do_not_fit_are_refused) {
   snprintf(model.vision_path, sizeof model.vision_path, "%s", GOLDEN_FOLDER "vision_siglip.gguf");
   tf_encoder *encoder = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_encoder_load(&model, &encoder, &error), TF_ERR_MODEL_INVALID);
+  cr_assert_eq(tf_encoder_load(&model, NULL, &encoder, &error), TF_ERR_MODEL_INVALID);
   cr_assert_null(encoder);
   cr_assert(strstr(error.text, "adapter.gguf") != NULL, "%s", error.text);
 }
@@ -143,6 +143,6 @@ Test(encoder, a_missing_file_is_an_error) {
   snprintf(model.vision_path, sizeof model.vision_path, "%s", "/nowhere/vision.gguf");
   tf_encoder *encoder = NULL;
   tf_error error = {0};
-  cr_assert_neq(tf_encoder_load(&model, &encoder, &error), TF_OK);
+  cr_assert_neq(tf_encoder_load(&model, NULL, &encoder, &error), TF_OK);
   cr_assert_null(encoder);
 }

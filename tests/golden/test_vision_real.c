@@ -41,7 +41,7 @@ Test(vision_real, features_equal_onnxruntime) {
   tf_gguf *golden = open_golden(GOLDEN_FOLDER "real_vit.gguf"), *file = open_golden(model.vision_path);
   tf_vit *vit = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_vit_load(file, 1, &vit, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_vit_load(file, 1, NULL, &vit, &error), TF_OK, "%s", error.text);
   tf_gguf_close(&file);
   const tf_vit_config *config = tf_vit_configuration(vit);
   uint64_t stride = 0;
@@ -72,7 +72,7 @@ Test(vision_real, every_token_count_of_the_adapter_gives_finite_tokens) {
   tf_model_dir model = installed_model();
   tf_encoder *encoder = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_encoder_load(&model, &encoder, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_encoder_load(&model, NULL, &encoder, &error), TF_OK, "%s", error.text);
   int64_t size = tf_encoder_image_size(encoder), width = tf_encoder_llm_width(encoder);
   uint8_t *rgb = malloc((size_t)(size * size * 3));
   for (int64_t i = 0; i < size * size * 3; i++) rgb[i] = (uint8_t)(i / 3 % size + i % 3 * 40);

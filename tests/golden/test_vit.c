@@ -37,7 +37,7 @@ static tf_vit *load_vit(const char *path, int64_t batch_max) {
   tf_gguf *file = open_golden(path);
   tf_vit *vit = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_vit_load(file, batch_max, &vit, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_vit_load(file, batch_max, NULL, &vit, &error), TF_OK, "%s", error.text);
   tf_gguf_close(&file); /* the weights are packed: nothing points into it */
   return vit;
 }
@@ -102,7 +102,7 @@ Test(vit, refuses_another_kind_of_file) {
     tf_gguf *file = open_golden(paths[i]);
     tf_vit *vit = NULL;
     tf_error error = {0};
-    cr_assert_eq(tf_vit_load(file, 1, &vit, &error), TF_ERR_MODEL_INVALID);
+    cr_assert_eq(tf_vit_load(file, 1, NULL, &vit, &error), TF_ERR_MODEL_INVALID);
     cr_assert_null(vit);
     cr_assert(strstr(error.text, paths[i]) != NULL, "%s", error.text);
     tf_gguf_close(&file);
@@ -125,7 +125,7 @@ Test(vit, survives_damaged_headers) {
     tf_vit *vit = NULL;
     tf_error error = {0};
     tf_code code = tf_gguf_parse(bytes, size, "damaged", &file, &error);
-    if (code == TF_OK) code = tf_vit_load(file, 1, &vit, &error);
+    if (code == TF_OK) code = tf_vit_load(file, 1, NULL, &vit, &error);
     code == TF_OK ? loaded++ : refused++;
     tf_vit_free(&vit);
     tf_gguf_close(&file);

@@ -6,6 +6,7 @@ BUILD=${BUILD:-build/release}
 TINY=$PWD/tests/golden/data/tiny
 DIR=$(mktemp -d "${TMPDIR:-/tmp}/tf-test-XXXXXX")
 declare -A PIDS=()
+export TOKENFLEX_CACHE_DIR=off # nothing of a test stays in the user's cache
 passed=0 failed=0
 
 finish() {

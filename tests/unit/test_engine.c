@@ -1,5 +1,7 @@
 /* The engine on the tiny random model. In: requests that come, go and are cancelled at any step. Out: the captions that
  * the decoder gives by itself token by token, whatever else is in the batch; events; limits; nothing left behind. */
+#include <unistd.h>
+
 #include "common/utf8.h"
 #include "tests/golden/llm_golden.h"
 
@@ -17,14 +19,18 @@ typedef struct bench {
   tf_engine *engine;
 } bench;
 
-static bench make(uint32_t rows, uint32_t sequences, uint32_t waiting, uint32_t kv_tokens) {
-  tf_model_dir dir = tiny_model();
-  tf_engine_config config = {rows, sequences, waiting, kv_tokens};
+static bench make_of(const tf_model_dir *dir, uint32_t rows, uint32_t sequences, uint32_t waiting, uint32_t kv_tokens) {
+  tf_engine_config config = {
+      .batch_rows_max = rows, .sequences_max = sequences, .waiting_max = waiting, .kv_tokens_max = kv_tokens};
   bench self = {.pool = tf_pool_new(2)};
   tf_error error = {0};
-  cr_assert_eq(tf_engine_load(&dir, &config, self.pool, &self.engine, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_engine_load(dir, &config, self.pool, &self.engine, &error), TF_OK, "%s", error.text);
   cr_assert_eq(tf_engine_width(self.engine), WIDTH);
   return self;
+}
+static bench make(uint32_t rows, uint32_t sequences, uint32_t waiting, uint32_t kv_tokens) {
+  tf_model_dir dir = tiny_model();
+  return make_of(&dir, rows, sequences, waiting, kv_tokens);
 }
 
 /* Nothing may be left in the batch. */
@@ -104,20 +110,23 @@ static void run(bench *self) {
 
 /* ---- The decoder alone, token by token: what the engine must give ---- */
 
-/* references[i] for request(i). */
-static void make_references(reference *references, int count) {
-  tf_model_dir dir = tiny_model();
-  llm_rig rig = rig_load(dir.llm_path, dir.adapter_path, 1);
+/* references[i] for request(i). adapter: what the prompts are made by; NULL: none. */
+static void make_references_of(const tf_model_dir *dir, const tf_gguf *adapter, reference *references, int count) {
+  llm_rig rig = rig_load(dir->llm_path, dir->adapter_path, 1);
   tf_tokenizer *tokenizer = NULL;
   tf_chat chat;
   cr_assert_eq(tf_tokenizer_load(rig.file, &tokenizer, NULL), TF_OK);
-  cr_assert_eq(tf_chat_load(rig.file, NULL, tokenizer, &chat, NULL), TF_OK);
+  cr_assert_eq(tf_chat_load(rig.file, adapter, tokenizer, &chat, NULL), TF_OK);
   for (int i = 0; i < count; i++) {
     tf_engine_request one = request((uint64_t)i);
     references[i] = greedy_alone(&rig, tokenizer, &chat, &one, "Describe this image.");
   }
   tf_tokenizer_free(&tokenizer);
   rig_free(&rig);
+}
+static void make_references(reference *references, int count) {
+  tf_model_dir dir = tiny_model();
+  make_references_of(&dir, NULL, references, count);
 }
 
 static void expect_references(const reference *references, int count) {
@@ -177,6 +186,75 @@ Test(engine, they_join_and_leave_at_any_step, .timeout = 60) {
   run(&self);
   expect_references(references, PROMPTS);
   done(&self);
+}
+
+/* The tiny model with a system turn before every prompt, in a folder of its own. */
+static tf_model_dir model_with_system(char folder[64]) {
+  /* A key and its text of a multiple of 32 bytes at the front of the metadata: what follows stays aligned. */
+  static const char key[] = "tokenflex.system", text[] = "Be brief; name what can be seen in the picture, and no more.";
+  enum { ALIGN = 32, HEADER = 24, KEYS_AT = 16, STRING = 8 };
+  const uint64_t sizes[2] = {sizeof key - 1, sizeof text - 1};
+  const uint32_t type = STRING;
+  tf_model_dir tiny = tiny_model(), out;
+  char path[256], target[4200], cwd[4096];
+  static char bytes[1 << 20];
+  FILE *from = fopen(tiny.adapter_path, "re");
+  cr_assert_not_null(from);
+  size_t size = fread(bytes, 1, sizeof bytes, from);
+  fclose(from);
+  uint64_t keys;
+  snprintf(folder, 64, "/tmp/tokenflex-engine-XXXXXX");
+  cr_assert(mkdtemp(folder) != NULL && getcwd(cwd, sizeof cwd) != NULL);
+  cr_assert_eq((16 + sizeof type + sizes[0] + sizes[1]) % ALIGN, 0);
+  snprintf(path, sizeof path, "%s/adapter.gguf", folder);
+  memcpy(&keys, bytes + KEYS_AT, sizeof keys);
+  keys++;
+  memcpy(bytes + KEYS_AT, &keys, sizeof keys);
+  FILE *file = fopen(path, "we");
+  fwrite(bytes, 1, HEADER, file);
+  fwrite(&sizes[0], 8, 1, file);
+  fwrite(key, 1, sizeof key - 1, file);
+  fwrite(&type, 4, 1, file);
+  fwrite(&sizes[1], 8, 1, file);
+  fwrite(text, 1, sizeof text - 1, file);
+  fwrite(bytes + HEADER, 1, size - HEADER, file);
+  cr_assert_eq(fclose(file), 0);
+  static const char *const others[] = {"vision.gguf", "llm.gguf"};
+  for (int i = 0; i < 2; i++) {
+    snprintf(target, sizeof target, "%s/tests/golden/data/tiny/%s", cwd, others[i]);
+    snprintf(path, sizeof path, "%s/%s", folder, others[i]);
+    cr_assert_eq(symlink(target, path), 0);
+  }
+  tf_error error = {0};
+  cr_assert_eq(tf_model_dir_open(folder, &out, &error), TF_OK, "%s", error.text);
+  return out;
+}
+
+/* What all prompts begin with is computed once, here over several blocks and in steps of few rows. */
+Test(engine, a_long_head_is_computed_once, .timeout = 60) {
+  char folder[64], command[128];
+  tf_model_dir dir = model_with_system(folder);
+  tf_gguf *adapter = open_golden(dir.adapter_path);
+  make_references_of(&dir, adapter, references, PROMPTS);
+  for (int few = 0; few < 2; few++) {
+    bench self = make_of(&dir, few ? 7 : 512, few ? 3 : 16, 32, 1024);
+    memset(outcomes, 0, sizeof outcomes);
+    uint32_t rows = 0, prompts = 0;
+    for (int i = 0; i < PROMPTS; i++) {
+      tf_engine_request one = request((uint64_t)i);
+      submit(&self, &one);
+    }
+    while (step(&self)) rows += tf_engine_last_step(self.engine).prompt_rows;
+    expect_references(references, PROMPTS);
+    for (int i = 0; i < PROMPTS; i++) prompts += references[i].prompt_tokens;
+    cr_assert_geq(prompts - rows, 20 * PROMPTS, "%u rows of %u", rows, prompts);
+    cr_assert_eq((prompts - rows) % PROMPTS, 0, "as many of each");
+    cr_assert_eq(tf_engine_load_state(self.engine).kv_tokens_max, 1024);
+    done(&self);
+  }
+  tf_gguf_close(&adapter);
+  snprintf(command, sizeof command, "rm -rf '%s'", folder);
+  cr_assert_eq(system(command), 0);
 }
 
 Test(engine, a_stream_is_the_caption_in_parts, .timeout = 60) {

@@ -39,6 +39,31 @@ Test(kv, reserves_all_or_nothing) {
   tf_kv_free(&self);
 }
 
+Test(kv, copies_the_first_blocks) {
+  enum { LAYERS = 2, WIDTH = 4, FLOATS = TF_KV_BLOCK_TOKENS * WIDTH };
+  tf_kv *self = make(LAYERS, WIDTH, 6);
+  tf_kv_table from = {0}, to = {0}, none = {0};
+  cr_assert(tf_kv_reserve(self, 2 * TF_KV_BLOCK_TOKENS, &from) && tf_kv_reserve(self, 3 * TF_KV_BLOCK_TOKENS, &to));
+  for (uint32_t block = 0; block < 2; block++)
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+      ((float *)tf_kv_keys(self, layer, from.blocks[block]))[FLOATS - 1] = (float)(block * 10 + layer + 1);
+      ((float *)tf_kv_values(self, layer, from.blocks[block]))[0] = (float)(block * 10 + layer + 100);
+    }
+  tf_kv_copy(self, &none, &to);
+  cr_assert_eq(((float *)tf_kv_values(self, 0, to.blocks[0]))[0], 0.0f);
+  tf_kv_copy(self, &from, &to);
+  for (uint32_t block = 0; block < 3; block++)
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+      float key = ((float *)tf_kv_keys(self, layer, to.blocks[block]))[FLOATS - 1];
+      float value = ((float *)tf_kv_values(self, layer, to.blocks[block]))[0];
+      cr_assert_eq(key, block < 2 ? (float)(block * 10 + layer + 1) : 0.0f);
+      cr_assert_eq(value, block < 2 ? (float)(block * 10 + layer + 100) : 0.0f);
+    }
+  tf_kv_release(self, &from);
+  tf_kv_release(self, &to);
+  tf_kv_free(&self);
+}
+
 /* Every part of every block is memory of its own: what is written last shows overlaps. */
 Test(kv, parts_do_not_overlap) {
   enum { LAYERS = 3, WIDTH = 5, BLOCKS = 6, FLOATS = TF_KV_BLOCK_TOKENS * WIDTH };

@@ -242,3 +242,29 @@ Test(encoder_meter, follows_a_machine_that_became_slower) {
   cr_assert(tf_encoder_meter_read(&meter, counts, 1, service, latency));
   cr_assert(near(service[0], 60 + 30 / 4.0, 0.1), "%g", service[0]);
 }
+
+/* Projection 0.01 ms a token, the ViT 20 ms an image and 8 a pass, decoding 30 ms on two threads. */
+Test(encoder_meter, pictures_seen_before_cost_their_projection) {
+  tf_encoder_meter meter;
+  float service[3], latency[3], none[3];
+  tf_encoder_meter_init(&meter, 4, 2);
+  for (int i = 0; i < 400; i++) {
+    int images = 1 + i % 4;
+    uint32_t tokens = counts[i % 3];
+    for (int k = 0; k < images; k++) tf_encoder_meter_decoded(&meter, 30);
+    tf_encoder_meter_batch(&meter, images, (uint64_t)images * tokens, 8 + images * (20 + 0.01 * tokens));
+  }
+  cr_assert(tf_encoder_meter_read(&meter, counts, 3, none, latency));
+  for (int i = 0; i < 3; i++) cr_assert(near(none[i], 22 + 0.01 * counts[i], 0.05), "%g", none[i]);
+  for (int i = 0; i < 4000; i++) { /* three of four were seen before */
+    uint32_t tokens = counts[i % 3];
+    if (i % 4)
+      tf_encoder_meter_cached(&meter, tokens, 0.01 * tokens);
+    else
+      tf_encoder_meter_batch(&meter, 1, tokens, 8 + 20 + 0.01 * tokens);
+  }
+  cr_assert(tf_encoder_meter_read(&meter, counts, 3, service, latency));
+  for (int i = 0; i < 3; i++)
+    cr_assert(near(service[i], 22 * 0.25 + 0.01 * counts[i], 0.25), "%u: %g", counts[i], service[i]);
+  for (int i = 0; i < 3; i++) cr_assert(latency[i] > 28, "a picture that is new takes as long as ever: %g", latency[i]);
+}

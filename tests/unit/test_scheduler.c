@@ -7,7 +7,11 @@
 #include "llm-svc/scheduler.h"
 
 static tf_scheduler *make(uint32_t rows, uint32_t sequences, uint32_t waiting, uint32_t blocks, uint32_t block_tokens) {
-  tf_scheduler_config config = {rows, sequences, waiting, blocks, block_tokens};
+  tf_scheduler_config config = {.rows_max = rows,
+                                .sequences_max = sequences,
+                                .waiting_max = waiting,
+                                .blocks_max = blocks,
+                                .block_tokens = block_tokens};
   tf_scheduler *self = NULL;
   tf_error error = {0};
   cr_assert_eq(tf_scheduler_new(&config, &self, &error), TF_OK, "%s", error.text);
@@ -50,6 +54,25 @@ Test(scheduler, prompt_then_tokens) {
   tf_scheduler_remove(self, id);
   cr_assert_eq(tf_scheduler_blocks_used(self), 0);
   cr_assert_eq(tf_scheduler_running(self), 0);
+  tf_scheduler_free(&self);
+}
+
+Test(scheduler, the_head_of_every_prompt_is_there_already) {
+  tf_scheduler_config config = {
+      .rows_max = 8, .sequences_max = 2, .waiting_max = 2, .blocks_max = 8, .block_tokens = 16, .head_tokens = 3};
+  tf_scheduler *self = NULL;
+  tf_error error;
+  cr_assert_eq(tf_scheduler_new(&config, &self, &error), TF_OK);
+  const tf_scheduled *items;
+  size_t count;
+  uint32_t a = add(self, 4, 2), b = add(self, 16, 1);
+  cr_assert_eq(tf_scheduler_plan(self, &items, &count), 8);
+  expect_item(&items[0], a, 3, 1, true, true);
+  expect_item(&items[1], b, 3, 7, true, false);
+  cr_assert_eq(tf_scheduler_blocks_used(self), 1 + 2, "its memory is counted");
+  cr_assert_eq(tf_scheduler_plan(self, &items, &count), 1 + 6);
+  expect_item(&items[0], a, 4, 1, false, true);
+  expect_item(&items[1], b, 10, 6, false, true);
   tf_scheduler_free(&self);
 }
 
@@ -107,8 +130,11 @@ Test(scheduler, bounds) {
 }
 
 Test(scheduler, impossible_configurations_are_refused) {
-  const tf_scheduler_config configs[] = {
-      {4, 5, 1, 4, 16}, {4, 0, 1, 4, 16}, {4, 2, 1, 0, 16}, {4, 2, 1, 4, 0}, {TF_SCHEDULER_ROWS_MAX + 1, 2, 1, 4, 16}};
+  const tf_scheduler_config configs[] = {{4, 5, 1, 4, 16, 0},
+                                         {4, 0, 1, 4, 16, 0},
+                                         {4, 2, 1, 0, 16, 0},
+                                         {4, 2, 1, 4, 0, 0},
+                                         {TF_SCHEDULER_ROWS_MAX + 1, 2, 1, 4, 16, 0}};
   for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
     tf_scheduler *self = NULL;
     tf_error error = {0};
@@ -219,7 +245,7 @@ Test(scheduler, random_operations, .timeout = 60) {
     world self = {.random = seed};
     uint32_t sequences = 1 + below(&self, 6);
     self.config = (tf_scheduler_config){sequences + below(&self, 20), sequences, below(&self, 10), 2 + below(&self, 20),
-                                        4 + below(&self, 13)};
+                                        4 + below(&self, 13),         0};
     self.scheduler = make(self.config.rows_max, sequences, self.config.waiting_max, self.config.blocks_max,
                           self.config.block_tokens);
     for (int step = 0; step < 400; step++) {

@@ -106,7 +106,7 @@ static void start_encoder(pair *self, tf_tensor_dtype dtype) {
                            .bytes_max = 1 << 20};
   self->encoder_reactor = tf_reactor_new();
   self->encoder_pool = tf_pool_new(1);
-  cr_assert_eq(tf_encoder_load(&self->model, &self->encoder, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_encoder_load(&self->model, NULL, &self->encoder, &error), TF_OK, "%s", error.text);
   cr_assert_eq(tf_fetcher_new(&fetch, &self->fetcher, &error), TF_OK, "%s", error.text);
   tf_encoder_service_config config = {.zmq_context = self->zmq,
                                       .reactor = self->encoder_reactor,
