@@ -562,6 +562,7 @@ tf_code tf_peers_new(void *zmq_context, tf_reactor *reactor, const tf_string_lis
   tf_peers *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the router connections");
   self->config = *config;
+  self->config.hello.started_unix_ms = tf_unix_ms();
   self->zmq_context = zmq_context;
   self->reactor = reactor;
   self->timer = -1;

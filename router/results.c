@@ -151,6 +151,18 @@ static bool says(const redisReply *reply, const char *word) {
   return (reply->type == REDIS_REPLY_STRING || reply->type == REDIS_REPLY_STATUS) && !strcmp(reply->str, word);
 }
 
+static double since_entry_ms(const tf_results *self, const tf_router_job *job) {
+  return (double)tf_redis_clock_us(self->parts.clock) / 1000 - (double)job->entry_ms;
+}
+
+static void tell_board(tf_results *self, const tf_router_job *job) {
+  const tf_settlement *settlement = job->settlement;
+  tf_board_caption_text text = {
+      .id = job->id, .caption = settlement->caption, .vision_tokens = settlement->vision_tokens, .reason = job->reason};
+  tf_board_caption_done(self->parts.board, &text, tf_redis_clock_us(self->parts.clock) / 1000,
+                        since_entry_ms(self, job), settlement->timing.queue_ms);
+}
+
 static void on_committed(void *context, const redisReply *reply) {
   tf_results *self = ((ticket *)context)->owner;
   tf_router_job *job = redeem(context);
@@ -162,6 +174,7 @@ static void on_committed(void *context, const redisReply *reply) {
   TF_FAIL_POINT("router-committed", job->id);
   if (says(reply, "committed")) {
     count(self, TF_OUTCOME_RESULT);
+    tell_board(self, job);
     tf_log_debug("job_done", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
                  TF_INT("vision_tokens", job->settlement->vision_tokens), TF_INT("attempt", job->settlement->attempt));
   } else {
@@ -212,8 +225,7 @@ static bool send(tf_results *self, tf_router_job *job, tf_script script, tf_redi
 }
 
 static bool issue_commit(tf_results *self, tf_router_job *job) {
-  double total_ms = (double)tf_redis_clock_us(self->parts.clock) / 1000 - (double)job->entry_ms;
-  char *json = tf_result_json(job, job->settlement, total_ms);
+  char *json = tf_result_json(job, job->settlement, since_entry_ms(self, job));
   if (!json) return false;
   TF_FAIL_POINT("router-result", job->id);
   tf_arguments *arguments = &self->arguments;
