@@ -119,7 +119,7 @@ static void take(tf_intake *self, const redisReply *claimed) {
   set_id(job, &fields);
   if (code != TF_OK && fields.trace.size > 0) job->trace = strndup(fields.trace.data, fields.trace.size);
   if (code == TF_OK && tf_jobs_fill(self->parts.jobs, job, &fields) != TF_OK) {
-    tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("trace", job->trace));
+    tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace));
     tf_jobs_remove(self->parts.jobs, job); /* its lease runs out */
   } else if (code != TF_OK) {
     tf_results_fail(self->parts.results, job, TF_FAIL_REFUSE, code, error.text);

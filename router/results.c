@@ -372,7 +372,7 @@ void tf_results_commit(tf_results *self, tf_router_job *job, const tf_result *re
     settle(self, job, made);
     return;
   }
-  tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("trace", job->trace));
+  tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace));
   if (job->state != TF_JOB_SETTLING) tf_results_fail(self, job, TF_FAIL_FREE, TF_ERR_OUT_OF_MEMORY, "router");
 }
 
@@ -383,7 +383,7 @@ void tf_results_fail(tf_results *self, tf_router_job *job, tf_fail_mode mode, tf
   if (!made || !text) {
     free(made);
     free(text);
-    tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("trace", job->trace));
+    tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace));
     tf_jobs_remove(self->parts.jobs, job); /* its lease runs out, and it is tried again */
     return;
   }
