@@ -119,7 +119,7 @@ static bool peer_is_loopback(struct MHD_Connection *connection) {
 
 /* Nothing of a page may be kept, framed, guessed at or told to others. */
 static enum MHD_Result respond_answer(struct MHD_Connection *connection, const tf_health_answer *answer) {
-  void *body = (void *)(uintptr_t)answer->body;
+  void *body = (void *)answer->body;
   struct MHD_Response *response = MHD_create_response_from_buffer(
       answer->size, body, answer->owned ? MHD_RESPMEM_MUST_FREE : MHD_RESPMEM_PERSISTENT);
   if (!response) {
