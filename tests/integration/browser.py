@@ -57,6 +57,15 @@ class Browser:
                 return answer["result"]
             self.hear(answer)
 
+    def end(self):
+        self.session = None
+        try:
+            self.call("Browser.close")
+            self.process.wait(5)
+        except (OSError, RuntimeError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+
     def hear(self, event):
         what, about = event.get("method"), event.get("params", {})
         if what == "Runtime.exceptionThrown":
@@ -103,9 +112,12 @@ def main():
         complaints = "; ".join(browser.complaints)
         print(f"FAILED the page complains of nothing: {complaints}" if complaints else "ok the page complains of nothing")
     finally:
-        browser.process.kill()
-        browser.process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        browser.end()
+        for _ in range(20):  # what it started writes for a moment yet
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)
 
 
 main()
