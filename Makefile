@@ -25,8 +25,8 @@ LDLIBS += $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lgif -lm
 
 # Every part is a library of its .c files but main.c; generated files join proto and router.
 PARTS := common image tensor proto policy router encoder-svc llm-svc cli
-GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c $(B)/gen/page_html.c
-GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h $(B)/gen/page_html.h
+GEN := $(B)/gen/proto/tokenflex.pb-c.c $(B)/gen/lua_scripts.c $(B)/gen/page_html.c $(B)/gen/status_html.c
+GEN_H := $(B)/gen/proto/tokenflex.pb-c.h $(B)/gen/lua_scripts.h $(B)/gen/page_html.h $(B)/gen/status_html.h
 sources = $(filter-out %/main.c,$(wildcard $(1)/*.c))
 objects = $(patsubst %.c,$(B)/obj/%.o,$(call sources,$(1)))
 GEN_OBJECTS := $(patsubst $(B)/gen/%.c,$(B)/obj/gen/%.o,$(GEN))
@@ -138,6 +138,9 @@ $(B)/gen/lua_scripts.c $(B)/gen/lua_scripts.h &: tools/embed-lua $(wildcard rout
 $(B)/gen/page_html.c $(B)/gen/page_html.h &: tools/embed-page cli/page.html
 	@mkdir -p $(B)/gen
 	$(call say,HTML)tools/embed-page $(B)/gen cli/page.html
+$(B)/gen/status_html.c $(B)/gen/status_html.h &: tools/embed-status router/page.html
+	@mkdir -p $(B)/gen
+	$(call say,HTML)tools/embed-status $(B)/gen router/page.html
 
 # A picture as the decoder sees it, for tools/compare_with_pillow.py.
 $(B)/picture_to_ppm: $(B)/obj/tools/picture_to_ppm.o $(CORE)

@@ -1,44 +1,31 @@
-/* Calls the scripts of dead letters. In: keys, stream ids. Out: letters, verdicts.
- * A few letters a call: an image that a letter keeps may be large, and a script holds Redis up. */
+/* Calls the scripts of dead letters over a link. In: stream ids. Out: letters, verdicts.
+ * What is said and answered is in common/letters.h, as routers say it too. */
 #include "cli/letters.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "lua_scripts.h"
-
-static const char *text_at(const redisReply *reply, size_t index) {
-  bool there = index < reply->elements && reply->element[index]->type == REDIS_REPLY_STRING;
-  return there ? reply->element[index]->str : "";
-}
-
-static void read_letter(const redisReply *entry, tf_letter *out) {
-  *out = (tf_letter){
-      .sid = text_at(entry, 0), .id = "", .code = "", .message = "", .attempts = "", .image_bytes = -1, .lane = -1};
-  if (entry->elements < 3 || entry->element[2]->type != REDIS_REPLY_ARRAY) return;
-  if (entry->element[1]->type == REDIS_REPLY_INTEGER) out->image_bytes = entry->element[1]->integer;
-  out->fields = entry->element[2];
-  for (size_t i = 0; i + 1 < out->fields->elements; i += 2) {
-    const char *name = text_at(out->fields, i), *value = text_at(out->fields, i + 1);
-    if (strcmp(name, "id") == 0) out->id = value;
-    if (strcmp(name, "error_code") == 0) out->code = value;
-    if (strcmp(name, "error_message") == 0) out->message = value;
-    if (strcmp(name, "attempts") == 0) out->attempts = value;
-    if (strcmp(name, "lane") == 0) out->lane = strcmp(value, "0") == 0 ? 0 : strcmp(value, "1") == 0 ? 1 : -1;
-    if (strcmp(name, "image_dropped") == 0) out->image_dropped = true;
-  }
-}
-
 static tf_code last_letter(tf_link *link, const char *key, char *out, size_t out_bytes, tf_error *error) {
   redisReply *reply;
   out[0] = '\0';
   tf_code code = tf_link_ask(link, &reply, error, "XREVRANGE", key, "+", "-", "COUNT", "1", NULL);
   if (code) return code;
-  if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 && reply->element[0]->type == REDIS_REPLY_ARRAY)
-    snprintf(out, out_bytes, "%s", text_at(reply->element[0], 0));
+  tf_letter letter;
+  if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 && tf_letter_read(reply->element[0], &letter))
+    snprintf(out, out_bytes, "%s", letter.sid);
   freeReplyObject(reply);
   return TF_OK;
+}
+
+/* An error reply becomes TF_ERR_REDIS. */
+static tf_code ask(tf_link *link, const char **words, size_t count, redisReply **reply, tf_error *error) {
+  tf_code code = tf_link_command(link, count, words, NULL, reply, error);
+  if (code || (*reply)->type != REDIS_REPLY_ERROR) return code;
+  tf_fail(error, TF_ERR_REDIS, "Redis refused: %.300s", (*reply)->str);
+  freeReplyObject(*reply);
+  *reply = NULL;
+  return TF_ERR_REDIS;
 }
 
 tf_code tf_letters_each(const tf_deployment *deployment, tf_link *link, const char *code_wanted, const char *id,
@@ -49,19 +36,17 @@ tf_code tf_letters_each(const tf_deployment *deployment, tf_link *link, const ch
   tf_code code = last_letter(link, key, last, sizeof last, error);
   bool more = last[0] != '\0';
   while (!code && more) {
+    const char *words[TF_LETTERS_READ_WORDS], *reached;
+    const tf_letters_range range = {.first = from, .last = last, .code = code_wanted, .id = id};
     redisReply *reply;
-    code = tf_link_ask(link, &reply, error, "EVAL", tf_lua_letters, "1", key, from, last, count,
-                       code_wanted ? code_wanted : "", id ? id : "", NULL);
+    code = ask(link, words, tf_letters_read_words(key, &range, count, words), &reply, error);
     if (code) break;
-    bool fine =
-        reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[1]->type == REDIS_REPLY_ARRAY;
-    const char *reached = fine ? text_at(reply, 0) : "";
+    const redisReply *letters = tf_letters_of(reply, &reached);
     more = reached[0] != '\0';
     if (more) snprintf(from, sizeof from, "(%s", reached);
-    for (size_t i = 0; fine && !code && i < reply->element[1]->elements; i++) {
+    for (size_t i = 0; letters && !code && i < letters->elements; i++) {
       tf_letter letter;
-      read_letter(reply->element[1]->element[i], &letter);
-      if (letter.sid[0]) code = fn(context, &letter);
+      if (tf_letter_read(letters->element[i], &letter)) code = fn(context, &letter);
     }
     freeReplyObject(reply);
   }
@@ -88,17 +73,13 @@ tf_code tf_letters_settle(const tf_deployment *deployment, tf_link *link, const 
   char dead[TF_LINK_KEY_BYTES], prefix[TF_LINK_KEY_BYTES];
   tf_deployment_key(deployment, "dead", dead);
   tf_deployment_key(deployment, "", prefix);
-  const char *parts[8 + TF_LETTERS_A_CALL] = {"EVAL",        tf_lua_retry,  "3",    dead,
-                                              link->jobs[0], link->jobs[1], prefix, action};
-  for (size_t i = 0; i < count; i++) parts[8 + i] = sids[i];
-  tf_code code = tf_link_command(link, 8 + count, parts, NULL, reply, error);
+  const char *const keys[] = {dead, link->jobs[0], link->jobs[1]};
+  const char *words[TF_LETTERS_SETTLE_WORDS];
+  size_t used = tf_letters_settle_words(keys, prefix, action, sids, count, words);
+  tf_code code = ask(link, words, used, reply, error);
   if (code) return code;
-  bool fine = (*reply)->type == REDIS_REPLY_ARRAY && (*reply)->elements == count;
-  for (size_t i = 0; fine && i < count; i++) fine = (*reply)->element[i]->type == REDIS_REPLY_STRING;
-  if (fine) return TF_OK;
-  tf_fail(error, TF_ERR_REDIS, "Redis refused: %.300s",
-          (*reply)->type == REDIS_REPLY_ERROR ? (*reply)->str : "no list");
+  if (tf_letters_are_verdicts(*reply, count)) return TF_OK;
   freeReplyObject(*reply);
   *reply = NULL;
-  return TF_ERR_REDIS;
+  return tf_fail(error, TF_ERR_REDIS, "Redis refused: no list");
 }

@@ -3,20 +3,8 @@
 #ifndef TF_CLI_LETTERS_H
 #define TF_CLI_LETTERS_H
 
-#include <stdint.h>
-
 #include "cli/deployment.h"
-
-enum { TF_LETTERS_A_CALL = 16, TF_LETTER_SID_BYTES = 48 };
-
-/* Strings live as long as the callback that gets it. */
-typedef struct tf_letter {
-  const char *sid, *id, *code, *message, *attempts; /* "" where absent */
-  int64_t image_bytes;                              /* -1: it holds no image */
-  int lane;                                         /* 0 interactive, 1 batch, -1: it does not say */
-  bool image_dropped;
-  const redisReply *fields; /* name, value, ...: all but the image */
-} tf_letter;
+#include "common/letters.h"
 
 typedef tf_code (*tf_letter_fn)(void *context, const tf_letter *letter);
 

@@ -13,6 +13,9 @@
 
 typedef struct tf_stack tf_stack;
 
+/* Of a served router: its own default. */
+#define TF_STACK_ROUTER_HEALTH "127.0.0.1:9101"
+
 typedef struct tf_stack_config {
   const char *redis_url;                    /* NULL: a redis-server of its own on a unix socket, in memory only */
   const char *queue, *model;                /* model: a folder */

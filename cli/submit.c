@@ -5,6 +5,7 @@
 
 #include "cli/jsonl.h"
 #include "common/buffer.h"
+#include "common/log.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +17,7 @@
 
 #include "lua_scripts.h"
 
-enum { PARTS_MAX = 40 };
+enum { PARTS_MAX = 40, ENTRY_BYTES = 48 };
 
 /* *data is malloc'ed. */
 static tf_code read_fd(int fd, char **data, size_t *size, tf_error *error) {
@@ -84,7 +85,9 @@ static tf_code judge(tf_link *link, const redisReply *reply, bool *again, tf_err
   return tf_fail(error, TF_ERR_REDIS, "Redis refused a job: %.300s", reply->str);
 }
 
-static tf_code call_script(tf_link *link, const char **parts, size_t *sizes, size_t count, tf_error *error) {
+/* entry: the new job's stream id. */
+static tf_code call_script(tf_link *link, const char **parts, size_t *sizes, size_t count, char entry[ENTRY_BYTES],
+                           tf_error *error) {
   for (int tries = 0;; tries++) {
     tf_code code = link->submit_sha[0] ? TF_OK : load_script(link, error);
     if (code) return code;
@@ -95,6 +98,7 @@ static tf_code call_script(tf_link *link, const char **parts, size_t *sizes, siz
     if (code) return code;
     bool again;
     code = judge(link, reply, &again, error);
+    snprintf(entry, ENTRY_BYTES, "%s", reply->type == REDIS_REPLY_STRING ? reply->str : "");
     freeReplyObject(reply);
     if (!again) return code;
     if (tries == 1) return tf_fail(error, TF_ERR_REDIS, "Redis forgets scripts");
@@ -114,6 +118,18 @@ static void add_text(command *self, const char *text) {
   add_bytes(self, text, strlen(text));
 }
 
+/* The first line of a job's way through the logs. */
+static void tell_submitted(const tf_submit_field *fields, size_t count, int lane, const char *sid) {
+  const char *id = "", *trace = "";
+  char entry[ENTRY_BYTES + 4];
+  for (size_t i = 0; i < count; i++) {
+    if (strcmp(fields[i].name, "id") == 0) id = fields[i].data;
+    if (strcmp(fields[i].name, "trace") == 0) trace = fields[i].data;
+  }
+  snprintf(entry, sizeof entry, "%d:%s", lane, sid);
+  tf_log_debug("job_submitted", TF_STR("job", id), TF_STR("entry", entry), TF_STR("trace", trace));
+}
+
 tf_code tf_submit_fields(tf_link *link, int lane, const tf_submit_field *fields, size_t count, tf_error *error) {
   command job = {.count = 0};
   const char *const lane_text = lane == 0 ? "0" : "1";
@@ -125,7 +141,10 @@ tf_code tf_submit_fields(tf_link *link, int lane, const tf_submit_field *fields,
     add_text(&job, fields[i].name);
     add_bytes(&job, fields[i].data, fields[i].size);
   }
-  return call_script(link, job.parts, job.sizes, job.count, error);
+  char entry[ENTRY_BYTES];
+  tf_code code = call_script(link, job.parts, job.sizes, job.count, entry, error);
+  if (code == TF_OK) tell_submitted(fields, count, lane, entry);
+  return code;
 }
 
 static tf_code send_job(tf_link *link, const tf_submit_settings *settings, const char *id, const char *uri,

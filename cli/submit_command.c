@@ -10,6 +10,7 @@
 #include "cli/queue.h"
 #include "cli/submit.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/utf8.h"
 
 #include <errno.h>
@@ -25,7 +26,7 @@ enum { KEPT_MAX = 10000 }; /* answers of a run to ids that the user named, left 
 
 typedef struct submit_config {
   tf_deployment_options where;
-  const char *id, *prompt, *lane, *reply, *trace;
+  const char *id, *prompt, *lane, *reply, *trace, *log_level;
   int64_t tokens_min, tokens_max, tokens, new_tokens, deadline_ms, timeout_s;
   bool wait, by_reference;
 } submit_config;
@@ -51,7 +52,10 @@ static const tf_option options[] = {
      "Interactive jobs are taken first, 4 to 1"},
     {"reply", 0, TF_OPTION_STRING, FIELD(reply), 0, 0, NULL, "NAME",
      "Results go to the stream tf:{Q}:reply:NAME, kept a day; --wait reads it"},
-    {"trace", 0, TF_OPTION_STRING, FIELD(trace), 0, 0, NULL, "TEXT", "Appears in the services' logs"},
+    {"trace", 0, TF_OPTION_STRING, FIELD(trace), 0, 0, NULL, "TEXT",
+     "Appears in the services' logs: a text, or a W3C traceparent"},
+    {"log-level", 0, TF_OPTION_CHOICE, FIELD(log_level), 0, 0, "warn", "debug|info|warn|error",
+     "Lines below this are not logged"},
     {"timeout-s", 0, TF_OPTION_INT, FIELD(timeout_s), 1, 31536000, "600", "s",
      "Longest wait for a place on the queue, for Redis, or for the next result"},
 };
@@ -171,6 +175,8 @@ static tf_code on_answer(void *context, const tf_answer *answer) {
   waiting_job *job = find_waiting(self, answer->id);
   if (!job) return TF_OK; /* of another run with this reply name, or the second copy of one */
   self->progress_ms = tf_now_ms();
+  tf_log_debug("answer_read", TF_STR("job", answer->id), TF_STR("trace", self->config->trace),
+               TF_STR("code", answer->json ? "ok" : answer->error_code));
   if (!answer->json) {
     put_failure(self, answer->id, job->input, answer->error_code ? answer->error_code : "internal",
                 answer->error_message ? answer->error_message : "", answer->attempts);
@@ -516,6 +522,7 @@ int tf_submit_main(int argc, char **argv) {
   size_t count;
   int status;
   if (!tf_command_parse(&program, argc, argv, &config, &inputs, &count, &status)) return status;
+  tf_log_setup("tokenflex", config.log_level);
   submission *self = calloc(1, sizeof *self);
   tf_interrupt_setup();
   if (self) {

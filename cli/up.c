@@ -5,6 +5,7 @@
 #include "cli/command.h"
 #include "cli/jsonl.h"
 #include "cli/ready.h"
+#include "cli/stack.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/options.h"
@@ -46,7 +47,7 @@ static const tf_option options[] = {
     {"tensor-bind", 0, TF_OPTION_STRING, FIELD(tensor_bind), 0, 0, NULL, "ENDPOINT",
      "Where more encoders may reach the LLM, e.g. tcp://127.0.0.1:7703"},
     {"health", 0, TF_OPTION_CHOICE, FIELD(health), 0, 0, "on", "on|off",
-     "Health and metrics on 127.0.0.1:9101, 9102, 9103"},
+     "Health and metrics on 127.0.0.1:9101, 9102, 9103; the status page on the first"},
     {"curve-key", 0, TF_OPTION_STRING, FIELD(curve.key), 0, 0, NULL, "FILE",
      "CURVE keys of the services (`tokenflex keygen`), where others may reach them"},
     {"curve-server", 0, TF_OPTION_STRING, FIELD(curve.server), 0, 0, NULL, "FILE",
@@ -118,6 +119,7 @@ static void tell_use(const up_config *config, const tf_link *link, const tf_queu
   fprintf(stderr, "Or both, for a folder:\n  tokenflex caption --redis %s%s%s ~/Pictures\n", place,
           named ? " --queue " : "", named ? config->queue : "");
   if (!files) fprintf(stderr, "Jobs that name files need --allow-dir DIR.\n");
+  if (strcmp(config->health, "on") == 0) fprintf(stderr, "Watch it:\n  http://%s/\n", TF_STACK_ROUTER_HEALTH);
   tf_buffer_free(&client);
   tf_buffer_free(&folder);
 }

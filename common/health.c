@@ -1,4 +1,4 @@
-/* The health endpoint of every service: /healthz, /readyz, /metrics over HTTP.
+/* The health endpoint of every service: /healthz, /readyz, /metrics over HTTP, and what a handler adds.
  * In: an address, readiness and heartbeats from any thread, a metrics registry. Out: 200 or 503 with one line; the
  * metrics page. libmicrohttpd serves it on a thread of its own, so that it answers while the reactor is wedged. */
 #include "common/health.h"
@@ -32,6 +32,9 @@ struct tf_health {
   pthread_mutex_t mutex;                   /* guards the two below */
   bool ready;
   char reason[REASON_BYTES_MAX];
+  pthread_mutex_t serving; /* guards the two below, and is held while fn runs */
+  tf_health_fn fn;         /* NULL: nothing beside health */
+  void *context;
 };
 
 static enum MHD_Result respond(struct MHD_Connection *connection, unsigned status, void *body, size_t size,
@@ -89,22 +92,98 @@ static enum MHD_Result respond_metrics(tf_health *self, struct MHD_Connection *c
                  "text/plain; version=0.0.4; charset=utf-8");
 }
 
+/* ---- what a handler adds ---- */
+
+const char *tf_health_header(const tf_health_request *request, const char *name) {
+  return MHD_lookup_connection_value(request->connection, MHD_HEADER_KIND, name);
+}
+
+const char *tf_health_argument(const tf_health_request *request, const char *name) {
+  return MHD_lookup_connection_value(request->connection, MHD_GET_ARGUMENT_KIND, name);
+}
+
+bool tf_address_is_loopback(const struct sockaddr *address) {
+  if (address && address->sa_family == AF_INET) {
+    const struct sockaddr_in *v4 = (const struct sockaddr_in *)(const void *)address;
+    return ntohl(v4->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  if (!address || address->sa_family != AF_INET6) return false;
+  const struct in6_addr *v6 = &((const struct sockaddr_in6 *)(const void *)address)->sin6_addr;
+  return IN6_IS_ADDR_LOOPBACK(v6) || (IN6_IS_ADDR_V4MAPPED(v6) && v6->s6_addr[12] == IN_LOOPBACKNET);
+}
+
+static bool peer_is_loopback(struct MHD_Connection *connection) {
+  const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+  return info && tf_address_is_loopback(info->client_addr);
+}
+
+/* Nothing of a page may be kept, framed, guessed at or told to others. */
+static enum MHD_Result respond_answer(struct MHD_Connection *connection, const tf_health_answer *answer) {
+  void *body = (void *)answer->body;
+  struct MHD_Response *response = MHD_create_response_from_buffer(
+      answer->size, body, answer->owned ? MHD_RESPMEM_MUST_FREE : MHD_RESPMEM_PERSISTENT);
+  if (!response) {
+    if (answer->owned) free(body);
+    return MHD_NO;
+  }
+  MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, answer->type);
+  MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+  MHD_add_response_header(response, "Content-Security-Policy",
+                          answer->policy ? answer->policy : "default-src 'none'; frame-ancestors 'none'");
+  MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
+  MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
+  MHD_add_response_header(response, "Cross-Origin-Resource-Policy", "same-origin");
+  if (answer->allow) MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, answer->allow);
+  enum MHD_Result result = MHD_queue_response(connection, answer->status, response);
+  MHD_destroy_response(response);
+  return result;
+}
+
+void tf_health_serve(tf_health *self, tf_health_fn fn, void *context) {
+  if (!self) return;
+  pthread_mutex_lock(&self->serving);
+  self->fn = fn;
+  self->context = context;
+  pthread_mutex_unlock(&self->serving);
+}
+
+/* False: nobody answers this. */
+static bool ask_handler(tf_health *self, struct MHD_Connection *connection, const char *method, const char *url,
+                        enum MHD_Result *result) {
+  bool head = strcmp(method, MHD_HTTP_METHOD_HEAD) == 0;
+  tf_health_request request = {.method = head ? MHD_HTTP_METHOD_GET : method,
+                               .path = url,
+                               .loopback = peer_is_loopback(connection),
+                               .connection = connection};
+  tf_health_answer answer = {.type = "text/plain; charset=utf-8", .body = ""};
+  pthread_mutex_lock(&self->serving);
+  if (self->fn) self->fn(self->context, &request, &answer);
+  pthread_mutex_unlock(&self->serving);
+  if (answer.status == 0) return false;
+  *result = respond_answer(connection, &answer);
+  return true;
+}
+
+/* ---- requests ---- */
+
+/* Answers at the first call, when the headers are there: of a body nothing is read, and the connection ends after. */
 static enum MHD_Result on_request(void *context, struct MHD_Connection *connection, const char *url, const char *method,
                                   const char *version, const char *upload, size_t *upload_size, void **state) {
   tf_health *self = context;
   (void)version, (void)upload;
-  if (strcmp(method, MHD_HTTP_METHOD_GET) != 0 && strcmp(method, MHD_HTTP_METHOD_HEAD) != 0) {
-    if (!*state) { /* first call, headers alone: refuse before a body comes */
-      *state = self;
-      return respond_line(connection, MHD_HTTP_METHOD_NOT_ALLOWED, "only GET and HEAD");
-    }
+  if (*state) { /* a body after the answer */
     *upload_size = 0;
     return MHD_YES;
   }
-  if (strcmp(url, "/healthz") == 0) return respond_health(self, connection);
-  if (strcmp(url, "/readyz") == 0) return respond_ready(self, connection);
-  if (strcmp(url, "/metrics") == 0) return respond_metrics(self, connection);
-  return respond_line(connection, MHD_HTTP_NOT_FOUND, "try /healthz, /readyz or /metrics");
+  bool reads = strcmp(method, MHD_HTTP_METHOD_GET) == 0 || strcmp(method, MHD_HTTP_METHOD_HEAD) == 0;
+  if (!reads) *state = self;
+  if (reads && strcmp(url, "/healthz") == 0) return respond_health(self, connection);
+  if (reads && strcmp(url, "/readyz") == 0) return respond_ready(self, connection);
+  if (reads && strcmp(url, "/metrics") == 0) return respond_metrics(self, connection);
+  enum MHD_Result result;
+  if (ask_handler(self, connection, method, url, &result)) return result;
+  return reads ? respond_line(connection, MHD_HTTP_NOT_FOUND, "try /healthz, /readyz or /metrics")
+               : respond_line(connection, MHD_HTTP_METHOD_NOT_ALLOWED, "only GET and HEAD");
 }
 
 /* "host:port" or "[v6]:port" -> socket address. */
@@ -154,7 +233,12 @@ static tf_code listen_on(tf_health *self, const char *address, tf_error *error) 
 tf_code tf_health_start(const char *address, tf_metrics *metrics, tf_health **out, tf_error *error) {
   *out = NULL;
   tf_health *self = calloc(1, sizeof *self);
-  if (!self || pthread_mutex_init(&self->mutex, NULL) != 0) {
+  bool made = self && pthread_mutex_init(&self->mutex, NULL) == 0;
+  if (made && pthread_mutex_init(&self->serving, NULL) != 0) {
+    pthread_mutex_destroy(&self->mutex);
+    made = false;
+  }
+  if (!made) {
     free(self);
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "health endpoint: out of memory");
   }
@@ -170,6 +254,7 @@ tf_code tf_health_start(const char *address, tf_metrics *metrics, tf_health **ou
 void tf_health_stop(tf_health **self) {
   if (!self || !*self) return;
   if ((*self)->daemon) MHD_stop_daemon((*self)->daemon);
+  pthread_mutex_destroy(&(*self)->serving);
   pthread_mutex_destroy(&(*self)->mutex);
   free(*self);
   *self = NULL;

@@ -135,13 +135,14 @@ static void fail_pending(tf_encoder_service *self, pending *item, tf_code code, 
 
 static void on_acknowledged(tf_encoder_service *self, pending *item) {
   const tf_job_key *key = &job_of(item)->key;
+  tf_log_debug("job_encoded", TF_STR("job", key->id), TF_STR("entry", key->entry), TF_STR("trace", key->trace),
+               TF_INT("attempt", key->attempt), TF_INT("vision_tokens", job_of(item)->vision_tokens),
+               TF_REAL("encode_ms", item->job.timing.encode_ms));
   TF_FAIL_POINT("encoder-acknowledged", key->id);
   tf_message message = {.type = TF_MESSAGE_STAGE,
                         .u.stage = {.key = *key, .stage = TF_STAGE_DECODE, .timing = item->job.timing}};
   tf_peers_deliver(self->peers, &message);
   count_outcome(self, "ok");
-  tf_log_debug("job_encoded", TF_STR("job", key->id), TF_STR("trace", key->trace), TF_INT("attempt", key->attempt),
-               TF_INT("vision_tokens", job_of(item)->vision_tokens), TF_REAL("encode_ms", item->job.timing.encode_ms));
   remove_job(self, item);
 }
 
@@ -299,6 +300,8 @@ static tf_code start_job(tf_encoder_service *self, tf_message **message, tf_erro
   *message = NULL;
   self->jobs[self->job_count++] = item;
   TF_FAIL_POINT("encoder-job", job->key.id);
+  tf_log_debug("job_received", TF_STR("job", job->key.id), TF_STR("entry", job->key.entry),
+               TF_STR("trace", job->key.trace), TF_INT("attempt", job->key.attempt), TF_STR("router", job->key.router));
   tf_peers_job_begin(self->peers, job->key.router);
   if (job->alone) {
     item->parked_ms = tf_now_ms();

@@ -196,14 +196,15 @@ static void finish_job(tf_llm_service *self, live_job *job, tf_llm_event *done) 
                                      .encoder_instance = header->encoder_instance,
                                      .llm_instance = self->config.instance,
                                      .warning = header->warning}};
+  tf_log_debug("job_done", TF_STR("job", header->key.id), TF_STR("entry", header->key.entry),
+               TF_STR("trace", header->key.trace), TF_INT("attempt", header->key.attempt),
+               TF_INT("completion_tokens", event->completion_tokens));
   TF_FAIL_POINT("llm-done", header->key.id);
   tf_peers_deliver(self->peers, &message);
   TF_FAIL_POINT("llm-told", header->key.id);
   count_outcome(self, "ok");
   tf_metric_add(self->tokens, event->completion_tokens);
   observe(self, header->vision_tokens, event);
-  tf_log_debug("job_done", TF_STR("job", header->key.id), TF_STR("trace", header->key.trace),
-               TF_INT("attempt", header->key.attempt), TF_INT("completion_tokens", event->completion_tokens));
   remove_job(self, job);
 }
 
@@ -245,8 +246,8 @@ static void refuse(tf_llm_service *self, const tf_message *message, tf_code code
   const tf_job_key *key = &message->u.tensor.key;
   tf_text_clean(reason->text);
   count_outcome(self, tf_code_name(code));
-  tf_log_info("tensor_refused", TF_STR("job", key->id), TF_STR("trace", key->trace), TF_INT("attempt", key->attempt),
-              TF_STR("code", tf_code_name(code)), TF_STR("reason", reason->text));
+  tf_log_info("tensor_refused", TF_STR("job", key->id), TF_STR("entry", key->entry), TF_STR("trace", key->trace),
+              TF_INT("attempt", key->attempt), TF_STR("code", tf_code_name(code)), TF_STR("reason", reason->text));
   tf_message answer = {
       .type = TF_MESSAGE_TENSOR_REFUSED,
       .u.tensor_refused = {.key = *key, .error_code = tf_code_name(code), .error_message = reason->text}};
@@ -337,6 +338,9 @@ static void on_tensor(tf_llm_service *self, tf_message **message) {
   TF_FAIL_POINT("llm-tensor", header->key.id);
   acknowledge(self, *message);
   TF_FAIL_POINT("llm-acknowledged", header->key.id);
+  tf_log_debug("tensor_received", TF_STR("job", header->key.id), TF_STR("entry", header->key.entry),
+               TF_STR("trace", header->key.trace), TF_INT("attempt", header->key.attempt),
+               TF_STR("encoder", header->encoder_instance));
   live_job *job = &self->jobs[self->job_count++];
   *job = (live_job){.message = *message, .handle = self->next_handle, .timing = header->timing};
   int64_t transfer_us = arrived_unix_us - header->sent_unix_us;

@@ -200,6 +200,15 @@ tf_code tf_peers_send(tf_peers *self, const tf_message *message, tf_error *error
   return code;
 }
 
+static void tell_lost(const held *item, const char *reason) {
+  tf_message message = {.type = 0};
+  tf_error error;
+  const tf_job_key *key = tf_wire_decode(item->bytes, item->size, &message, &error) == TF_OK ? key_of(&message) : NULL;
+  tf_log_warn("message_lost", TF_STR("job", key ? key->id : ""), TF_STR("entry", key ? key->entry : ""),
+              TF_STR("trace", key ? key->trace : ""), TF_STR("reason", reason));
+  tf_message_clear(&message);
+}
+
 static void held_drop(tf_peers *self, size_t index) {
   self->held_bytes -= self->held[index].size;
   free(self->held[index].bytes);
@@ -216,12 +225,14 @@ void tf_peers_deliver(tf_peers *self, const tf_message *message) {
   if (code != TF_ERR_PROTOCOL && key != NULL) (void)tf_wire_encode(message, &item.bytes, &item.size, &error);
   if (item.bytes == NULL || item.size > TF_PEERS_HELD_BYTES_MAX) {
     tf_metric_add(self->held_lost, 1);
-    tf_log_error("message_lost", TF_STR("id", key ? key->id : ""), TF_STR("reason", error.text));
+    tf_log_error("message_lost", TF_STR("job", key ? key->id : ""), TF_STR("entry", key ? key->entry : ""),
+                 TF_STR("trace", key ? key->trace : ""), TF_STR("reason", error.text));
     free(item.bytes);
     return;
   }
   while (self->held_count >= TF_PEERS_HELD_MAX || self->held_bytes > TF_PEERS_HELD_BYTES_MAX - item.size) {
     tf_metric_add(self->held_lost, 1);
+    tell_lost(&self->held[0], "too many wait for a router");
     held_drop(self, 0);
   }
   self->held[self->held_count++] = item;
@@ -255,7 +266,7 @@ static void retry_held(tf_peers *self, int64_t now_ms) {
     bool lost = code != TF_OK && (now_ms >= item->expires_ms || code == TF_ERR_PROTOCOL);
     if (lost) {
       tf_metric_add(self->held_lost, 1);
-      tf_log_warn("message_lost", TF_STR("reason", error.text));
+      tell_lost(item, error.text);
     }
     if (code == TF_OK || lost) {
       held_drop(self, i);
@@ -562,6 +573,7 @@ tf_code tf_peers_new(void *zmq_context, tf_reactor *reactor, const tf_string_lis
   tf_peers *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the router connections");
   self->config = *config;
+  self->config.hello.started_unix_ms = tf_unix_ms();
   self->zmq_context = zmq_context;
   self->reactor = reactor;
   self->timer = -1;

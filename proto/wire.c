@@ -139,6 +139,7 @@ static const field hello_fields[] = {
     FIELD(7, STRING, tf_hello, queue, TF_QUEUE_BYTES_MAX),
     FIELD(8, UINT32, tf_hello, context_tokens_max, CONTEXT_TOKENS_MAX),
     FIELD(9, STRING, tf_hello, version, VERSION_BYTES_MAX),
+    FIELD(10, INT64, tf_hello, started_unix_ms, INT64_MAX),
 };
 LAYOUT(hello, hello, body);
 

@@ -79,6 +79,7 @@ typedef struct tf_hello {
   tf_role role;
   const char *instance, *pair_hash, *model, *tensor_endpoint, *queue, *version;
   uint32_t token_counts[TF_HELLO_COUNTS_MAX], token_count_count, context_tokens_max;
+  int64_t started_unix_ms; /* 0: not said */
 } tf_hello;
 typedef struct tf_window {
   uint64_t epoch;

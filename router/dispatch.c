@@ -131,6 +131,10 @@ static void send_job(tf_dispatch *self, tf_router_job *job) {
                            .pair_hash = encoder->pair_hash,
                            .alone = job->suspect,
                            .timing.queue_ms = queue_ms > 0 ? (float)queue_ms : 0};
+  tf_log_debug("job_assigned", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
+               TF_INT("attempt", job->attempt), TF_INT("vision_tokens", job->vision_tokens),
+               TF_STR("reason", tf_reason_name(job->reason)), TF_STR("encoder", encoder->instance),
+               TF_STR("llm", llm->instance));
   zmq_msg_t payload;
   bool inline_image = job->image != NULL;
   if (inline_image) {
@@ -413,6 +417,8 @@ static void on_stage(tf_dispatch *self, const tf_worker *from, const tf_stage *s
   if (stage->stage != TF_STAGE_DECODE) return;
   release_encoder(self, job);
   tf_jobs_set_state(self->parts.jobs, job, TF_JOB_DECODING);
+  tf_log_debug("job_decoding", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
+               TF_INT("attempt", job->attempt));
   if (self->stage_count == STAGE_JOBS_MAX) tf_dispatch_flush(self);
   memcpy(self->stages[self->stage_count].entry, job->entry, sizeof job->entry);
   self->stages[self->stage_count++].attempt = job->attempt;

@@ -117,11 +117,15 @@ static void take(tf_intake *self, const redisReply *claimed) {
   tf_error error;
   tf_code code = tf_job_fields_parse(pairs, count, &fields, &error);
   set_id(job, &fields);
+  if (code != TF_OK && fields.trace.size > 0) job->trace = strndup(fields.trace.data, fields.trace.size);
   if (code == TF_OK && tf_jobs_fill(self->parts.jobs, job, &fields) != TF_OK) {
-    tf_log_error("out_of_memory", TF_STR("job", job->id));
+    tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace));
     tf_jobs_remove(self->parts.jobs, job); /* its lease runs out */
   } else if (code != TF_OK) {
     tf_results_fail(self->parts.results, job, TF_FAIL_REFUSE, code, error.text);
+  } else {
+    tf_log_debug("job_claimed", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
+                 TF_INT("attempts_before", job->attempt));
   }
 }
 

@@ -97,8 +97,24 @@ static tf_code read_uri(tf_bytes value, tf_job_fields *out, tf_error *error) {
 static tf_code read_prompt(tf_bytes value, tf_job_fields *out, tf_error *error) {
   return read_text("prompt", value, TF_PROMPT_BYTES_MAX, false, TF_ERR_PROMPT_TOO_LONG, &out->prompt, error);
 }
+/* W3C Trace Context: "00-TRACE ID-PARENT ID-FLAGS" in lower-case hex; of it the 32 digits of the trace id, which are
+ * what all services of a request have in common. Anything else stays as it is. */
+static tf_bytes trace_id_of(tf_bytes value) {
+  enum { TRACEPARENT_BYTES = 55, ID_AT = 3, ID_BYTES = 32 };
+  static const char pattern[] = "xx-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-xxxxxxxxxxxxxxxx-xx";
+  _Static_assert(sizeof pattern == TRACEPARENT_BYTES + 1, "as the specification has it");
+  if (value.size != TRACEPARENT_BYTES) return value;
+  for (size_t i = 0; i < value.size; i++) {
+    bool digit = value.data[i] && strchr("0123456789abcdef", value.data[i]);
+    if (pattern[i] == 'x' ? !digit : value.data[i] != '-') return value;
+  }
+  return (tf_bytes){value.data + ID_AT, ID_BYTES};
+}
+
 static tf_code read_trace(tf_bytes value, tf_job_fields *out, tf_error *error) {
-  return read_text("trace", value, TF_TRACE_BYTES_MAX, true, TF_ERR_FIELD_INVALID, &out->trace, error);
+  tf_code code = read_text("trace", value, TF_TRACE_BYTES_MAX, true, TF_ERR_FIELD_INVALID, &out->trace, error);
+  if (code == TF_OK) out->trace = trace_id_of(out->trace);
+  return code;
 }
 /* A name that becomes part of a key. */
 static tf_code read_name(const char *field, tf_bytes value, tf_bytes *out, tf_error *error) {

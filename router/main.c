@@ -4,12 +4,14 @@
 #include <stddef.h>
 
 #include "proto/service.h"
+#include "router/page_access.h"
 #include "router/router.h"
 
 typedef struct process {
   tf_router_config config;
   tf_service_options common;
   char wire_queue[TF_QUEUE_BYTES_MAX + 1];
+  tf_page_token token;
   tf_router *router;
 } process;
 
@@ -32,6 +34,8 @@ static const tf_option options[] = {
   {"dead-image-bytes-max", 0, TF_OPTION_INT, AT(dead_image_bytes_max), 0, INT64_C(1) << 40, "268435456", "bytes", "of images that dead letters keep"},
   {"peer-timeout-ms", 0, TF_OPTION_INT, AT(peer_timeout_ms), 100, 600000, "5000", "ms", "of silence after which a worker counts as gone"},
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},
+  {"page", 0, TF_OPTION_CHOICE, AT(page), 0, 0, "on", "on|off", "status page at the health address, for this machine and who has the token"},
+  {"page-token-file", 0, TF_OPTION_STRING, AT(page_token_file), 0, 0, NULL, "FILE", "token of 16 characters or more that the page's Retry and Drop need; unset: they are off"},
   {"insecure", 0, TF_OPTION_FLAG, AT(insecure), 0, 0, NULL, NULL, "bind to addresses that other machines reach, without encryption"},
   TF_SERVICE_BINDS_ROW(process, common),
   TF_SERVICE_ROWS(process, common, "127.0.0.1:9101"),
@@ -42,7 +46,9 @@ static tf_code check(void *context, tf_error *error) {
   process *self = context;
   self->config.wire_queue = self->wire_queue;
   tf_code code = tf_router_wire_queue(self->config.redis, self->config.queue, self->wire_queue, error);
+  if (code == TF_OK) code = tf_page_token_read(self->config.page_token_file, &self->token, error);
   if (code != TF_OK) return code;
+  self->config.page_token = &self->token;
   return tf_curve_check_bind(&self->common.curve, "bind", self->config.bind, self->config.insecure, error);
 }
 

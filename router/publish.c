@@ -114,6 +114,7 @@ static char *worker_json(const tf_publish *self, const tf_worker *worker) {
   json_object_set_new(root, "counts", counts);
   json_object_set_new(root, "service_ms", times_of(worker->service_ms, worker->token_count_count));
   json_object_set_new(root, "latency_ms", times_of(worker->latency_ms, worker->token_count_count));
+  json_object_set_new(root, "started_ms", json_integer(worker->started_unix_ms));
   json_object_set_new(root, "heard_ms", json_integer(heard_ms));
   json_object_set_new(root, "router", json_string(self->parts.instance));
   char *text = json_dumps(root, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(15));

@@ -115,6 +115,7 @@ char *tf_result_json(const tf_router_job *job, const tf_settlement *settlement, 
   json_object_set_new(root, "model", json_string(settlement->model));
   if (settlement->warning && settlement->warning[0])
     json_object_set_new(root, "warning", json_string(settlement->warning));
+  if (job->trace && job->trace[0]) json_object_set_new(root, "trace", json_string(job->trace));
   char *text = json_dumps(root, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(15));
   json_decref(root);
   return text;
@@ -151,6 +152,18 @@ static bool says(const redisReply *reply, const char *word) {
   return (reply->type == REDIS_REPLY_STRING || reply->type == REDIS_REPLY_STATUS) && !strcmp(reply->str, word);
 }
 
+static double since_entry_ms(const tf_results *self, const tf_router_job *job) {
+  return (double)tf_redis_clock_us(self->parts.clock) / 1000 - (double)job->entry_ms;
+}
+
+static void tell_board(tf_results *self, const tf_router_job *job) {
+  const tf_settlement *settlement = job->settlement;
+  tf_board_caption_text text = {
+      .id = job->id, .caption = settlement->caption, .vision_tokens = settlement->vision_tokens, .reason = job->reason};
+  tf_board_caption_done(self->parts.board, &text, tf_redis_clock_us(self->parts.clock) / 1000,
+                        since_entry_ms(self, job), settlement->timing.queue_ms);
+}
+
 static void on_committed(void *context, const redisReply *reply) {
   tf_results *self = ((ticket *)context)->owner;
   tf_router_job *job = redeem(context);
@@ -162,6 +175,7 @@ static void on_committed(void *context, const redisReply *reply) {
   TF_FAIL_POINT("router-committed", job->id);
   if (says(reply, "committed")) {
     count(self, TF_OUTCOME_RESULT);
+    tell_board(self, job);
     tf_log_debug("job_done", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
                  TF_INT("vision_tokens", job->settlement->vision_tokens), TF_INT("attempt", job->settlement->attempt));
   } else {
@@ -212,8 +226,7 @@ static bool send(tf_results *self, tf_router_job *job, tf_script script, tf_redi
 }
 
 static bool issue_commit(tf_results *self, tf_router_job *job) {
-  double total_ms = (double)tf_redis_clock_us(self->parts.clock) / 1000 - (double)job->entry_ms;
-  char *json = tf_result_json(job, job->settlement, total_ms);
+  char *json = tf_result_json(job, job->settlement, since_entry_ms(self, job));
   if (!json) return false;
   TF_FAIL_POINT("router-result", job->id);
   tf_arguments *arguments = &self->arguments;
@@ -360,7 +373,7 @@ void tf_results_commit(tf_results *self, tf_router_job *job, const tf_result *re
     settle(self, job, made);
     return;
   }
-  tf_log_error("out_of_memory", TF_STR("job", job->id));
+  tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace));
   if (job->state != TF_JOB_SETTLING) tf_results_fail(self, job, TF_FAIL_FREE, TF_ERR_OUT_OF_MEMORY, "router");
 }
 
@@ -371,7 +384,7 @@ void tf_results_fail(tf_results *self, tf_router_job *job, tf_fail_mode mode, tf
   if (!made || !text) {
     free(made);
     free(text);
-    tf_log_error("out_of_memory", TF_STR("job", job->id));
+    tf_log_error("out_of_memory", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace));
     tf_jobs_remove(self->parts.jobs, job); /* its lease runs out, and it is tried again */
     return;
   }
@@ -408,6 +421,9 @@ void tf_results_fail_foreign(tf_results *self, const tf_failure *failure) {
   }
   char jitter_text[16];
   tf_code code = tf_code_from_name(failure->error_code);
+  tf_log_debug("failure_of_another_router", TF_STR("job", failure->key.id), TF_STR("entry", failure->key.entry),
+               TF_STR("trace", failure->key.trace), TF_STR("code", tf_code_name(code)),
+               TF_INT("attempt", failure->key.attempt));
   fail_arguments(self, failure->key.entry, failure->key.attempt, tf_failure_mode(code, failure->no_attempt),
                  tf_code_name(code), failure->error_message, jitter_text);
   tf_scripts_call(self->parts.scripts, TF_SCRIPT_FAIL, &self->arguments, on_foreign_failed, self);

@@ -5,6 +5,7 @@
 #define TF_ROUTER_RESULTS_H
 
 #include "common/reactor.h"
+#include "router/board.h"
 #include "router/jobs.h"
 #include "router/scripts.h"
 #include "router/stats.h"
@@ -24,6 +25,7 @@ typedef struct tf_results_parts { /* all borrowed */
   const tf_router_config *config;
   const tf_redis_clock *clock;
   tf_router_stats *stats;
+  tf_board *board; /* is told of each result */
   const char *instance;
 } tf_results_parts;
 

@@ -12,6 +12,7 @@
 #include "proto/wire_watch.h"
 #include "router/control.h"
 #include "router/intake.h"
+#include "router/page.h"
 #include "router/publish.h"
 #include "router/upkeep.h"
 
@@ -46,6 +47,9 @@ struct tf_router {
   tf_publish *publish;
   tf_control *control;
   tf_upkeep *upkeep;
+  tf_board *board;
+  tf_board_feed *feed;
+  tf_page *page; /* NULL: off */
   int tick;
   int64_t ticked_ms, pinged_ms, expired_ms;
   const char *reason; /* why it is not ready, as last told; NULL: it is */
@@ -210,6 +214,8 @@ static void report_health(tf_router *self) {
                                                               : NULL;
   tf_health_set_ready(self->health, !reason, reason ? reason : "ready");
   if (self->phase == SERVING) tell_state(self, reason);
+  if (self->page)
+    tf_board_state(self->board, tf_redis_clock_us(&self->clock) / 1000, tf_scripts_is_ready(self->scripts), reason);
   tf_health_beat(self->health, 0, STALL_MS_MAX);
 }
 
@@ -289,12 +295,23 @@ static tf_code bind_socket(tf_router *self, tf_error *error) {
   return tf_reactor_add_socket(self->reactor, self->socket, on_socket, self);
 }
 
+/* The status page: the board is there in any case, what feeds and shows it only where it is wanted. */
+static tf_code make_page(tf_router *self, tf_metrics *metrics) {
+  if (tf_health_port(self->health) == 0 || strcmp(self->config->page, "on") != 0) return TF_OK;
+  tf_board_feed_parts feed = {self->reactor, self->scripts, self->board, &self->clock};
+  tf_code code = tf_board_feed_new(&feed, &self->feed);
+  if (code != TF_OK) return code;
+  tf_page_parts page = {self->health,        metrics,       self->board, self->feed, self->config->page_token,
+                        self->config->queue, self->instance};
+  return tf_page_new(&page, &self->page);
+}
+
 static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_url *url) {
   tf_scripts_events events = {.ready = on_redis_ready, .lost = on_redis_lost, .context = self};
   tf_code code = tf_scripts_new(self->reactor, url, self->config->queue, metrics, &events, &self->scripts);
   if (code != TF_OK) return code;
-  tf_results_parts results = {self->reactor, self->scripts, self->jobs,    self->config,
-                              &self->clock,  &self->stats,  self->instance};
+  tf_results_parts results = {self->reactor, self->scripts, self->jobs,  self->config,
+                              &self->clock,  &self->stats,  self->board, self->instance};
   code = tf_results_new(&results, &self->results);
   if (code != TF_OK) return code;
   tf_load_parts load = {self->scripts, self->workers, self->config, &self->clock, &self->stats};
@@ -317,7 +334,8 @@ static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_
   if (code != TF_OK) return code;
   tf_intake_parts intake = {self->reactor, self->scripts, self->jobs,   self->dispatch, self->results,
                             self->load,    self->config,  &self->clock, &self->stats,   self->instance};
-  return tf_intake_new(&intake, &self->intake);
+  code = tf_intake_new(&intake, &self->intake);
+  return code == TF_OK ? make_page(self, metrics) : code;
 }
 
 tf_code tf_router_wire_queue(const char *redis_url, const char *queue, char out[TF_QUEUE_BYTES_MAX + 1],
@@ -350,9 +368,11 @@ tf_code tf_router_new(const tf_router_config *config, const tf_service *service,
   memcpy(self->instance, service->instance, sizeof self->instance);
   self->jobs = tf_jobs_new();
   self->workers = tf_workers_new();
+  self->board = tf_board_new();
   self->tick = tf_reactor_add_timer(self->reactor, TICK_MS, true, on_tick, self);
-  code = self->jobs && self->workers && self->tick >= 0 ? TF_OK
-                                                        : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
+  code = self->jobs && self->workers && self->board && self->tick >= 0
+             ? TF_OK
+             : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
   if (code == TF_OK) code = bind_socket(self, error);
   if (code == TF_OK) {
     code = make_stages(self, service->metrics, &url);
@@ -372,8 +392,10 @@ void tf_router_free(tf_router **self) {
   if (!self || !*self) return;
   tf_router *freed = *self;
   *self = NULL;
+  tf_page_free(&freed->page);
   if (freed->tick >= 0) tf_reactor_remove_timer(freed->reactor, freed->tick);
   tf_scripts_free(&freed->scripts); /* first: its callbacks still find the others */
+  tf_board_feed_free(&freed->feed);
   tf_intake_free(&freed->intake);
   tf_control_free(&freed->control);
   tf_publish_free(&freed->publish);
@@ -383,6 +405,7 @@ void tf_router_free(tf_router **self) {
   tf_results_free(&freed->results);
   tf_jobs_free(&freed->jobs);
   tf_workers_free(&freed->workers);
+  tf_board_free(&freed->board);
   tf_wire_watch_free(&freed->watch);
   if (freed->socket) {
     tf_reactor_remove_socket(freed->reactor, freed->socket);

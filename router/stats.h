@@ -12,6 +12,8 @@ typedef struct tf_router_config {
   const char *wire_queue; /* what workers know the queue as: tf_router_wire_queue */
   int64_t lease_ms, max_attempts, target_wait_ms, dedupe_window_s, peer_timeout_ms, results_max, drain_timeout_s,
       job_timeout_ms, max_waiting, max_waiting_bytes, results_keep_s, dead_image_bytes_max, dead_max;
+  const char *page, *page_token_file; /* status page: on|off; NULL: nobody may act through it */
+  const struct tf_page_token *page_token;
   bool insecure;
 } tf_router_config;
 

@@ -137,6 +137,7 @@ tf_hello_outcome tf_workers_hello(tf_workers *self, const tf_hello *hello, const
   }
   snprintf(same->model, sizeof same->model, "%s", hello->model);
   snprintf(same->version, sizeof same->version, "%s", hello->version);
+  same->started_unix_ms = hello->started_unix_ms;
   same->hello_count_count = hello->token_count_count;
   memcpy(same->hello_counts, hello->token_counts, sizeof same->hello_counts);
   snprintf(same->tensor_endpoint, sizeof same->tensor_endpoint, "%s", hello->tensor_endpoint);

@@ -33,6 +33,7 @@ typedef struct tf_worker {
   double service_ms[TF_HELLO_COUNTS_MAX], latency_ms[TF_HELLO_COUNTS_MAX]; /* of token_counts; 0: not measured */
   uint32_t jobs_all, jobs_all_max, kv_all, kv_all_max;                     /* of all routers */
   uint32_t batch_max;
+  int64_t started_unix_ms; /* 0: not said */
 } tf_worker;
 
 typedef struct tf_workers tf_workers;

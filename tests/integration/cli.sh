@@ -277,6 +277,7 @@ same "jobs that Redis lost end the run: status 1" 1 "$status"
 check "and it says so" grep -q "Redis holds neither [0-9]* jobs of this run nor their answers" "$DIR/lost.log"
 stop up TERM
 check "up says that it stops" grep -q "^tokenflex: stopping" "$DIR/up.log"
+same "up without health names no page" 0 "$(grep -c "http://127" "$DIR/up.log")"
 check "nothing is left of up" nothing_left
 start up_alone env TOKENFLEX_HEALTH=off TOKENFLEX_TENSOR_ADVERTISE=tcp://127.0.0.1:1 "$TF" up --log-level warn
 check "up with a Redis of its own, options from the environment" until_true 30 grep -q "^tokenflex: up, " "$DIR/up_alone.log"

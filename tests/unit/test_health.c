@@ -125,6 +125,78 @@ Test(health, off_still_takes_calls) {
   cr_assert_null(health);
 }
 
+/* ---- what a handler adds ---- */
+
+static char seen[256];
+
+static void handle(void *context, const tf_health_request *got, tf_health_answer *out) {
+  const char *since = tf_health_argument(got, "since"), *host = tf_health_header(got, "HOST");
+  snprintf(seen, sizeof seen, "%s %s %d %s %s", got->method, got->path, got->loopback, since ? since : "none",
+           host ? host : "none");
+  if (strcmp(got->path, "/page") != 0) return;
+  *out = (tf_health_answer){.status = 202, .type = "text/x-test", .body = strdup(context), .owned = true};
+  out->size = strlen(out->body);
+}
+
+Test(health, a_handler_has_what_is_left, .init = start, .fini = stop) {
+  char words[] = "hello";
+  cr_assert_eq(request("GET", "/page"), 404);
+  tf_health_serve(health, handle, words);
+  cr_assert_eq(request("GET", "/page?since=7&x"), 202);
+  cr_assert_str_eq(seen, "GET /page 1 7 x");
+  cr_assert_not_null(strstr(answer, "\r\n\r\nhello"));
+  const char *const headers[] = {"text/x-test", "Cache-Control: no-store", "X-Content-Type-Options: nosniff",
+                                 "Content-Security-Policy: default-src 'none'", "Referrer-Policy: no-referrer"};
+  for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) cr_assert_not_null(strstr(answer, headers[i]));
+  cr_assert_null(strstr(answer, "Access-Control"));
+  cr_assert_eq(request("HEAD", "/page"), 202);
+  cr_assert_null(strstr(answer, "hello"));
+  cr_assert_eq(request("POST", "/page"), 202);
+  cr_assert_str_eq(seen, "POST /page 1 none x");
+  cr_assert_eq(request("DELETE", "/nothing"), 405);
+  cr_assert_eq(request("GET", "/nothing"), 404);
+  seen[0] = '\0';
+  cr_assert_eq(request("GET", "/healthz"), 200); /* not the handler's */
+  cr_assert_str_eq(seen, "");
+  tf_health_serve(health, NULL, NULL);
+  cr_assert_eq(request("GET", "/page"), 404);
+  cr_assert_str_eq(seen, "");
+}
+
+Test(health, a_body_is_not_read, .init = start, .fini = stop) {
+  char words[] = "hello", block[65536];
+  memset(block, 'b', sizeof block);
+  tf_health_serve(health, handle, words);
+  int fd = connect_to_it();
+  static const char head[] = "POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n";
+  cr_assert_eq(send(fd, head, sizeof head - 1, MSG_NOSIGNAL), (ssize_t)sizeof head - 1);
+  for (int i = 0; i < 64 && send(fd, block, sizeof block, MSG_NOSIGNAL | MSG_DONTWAIT) > 0; i++) continue;
+  cr_assert_gt(recv(fd, answer, sizeof answer - 1, 0), 0);
+  cr_assert_eq(strncmp(answer, "HTTP/1.1 202", 12), 0);
+  close(fd);
+  cr_assert_eq(request("GET", "/healthz"), 200);
+}
+
+Test(health, addresses_of_this_machine) {
+  struct sockaddr_in v4 = {.sin_family = AF_INET};
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+  const struct {
+    const char *text;
+    bool loopback;
+  } cases[] = {{"127.0.0.1", true}, {"127.9.8.7", true}, {"128.0.0.1", false},       {"10.0.0.1", false},
+               {"0.0.0.0", false},  {"::1", true},       {"::ffff:127.0.0.1", true}, {"::ffff:10.0.0.1", false},
+               {"::2", false},      {"::", false},       {"fe80::1", false},         {"7f00::1", false}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    bool is_v4 = inet_pton(AF_INET, cases[i].text, &v4.sin_addr) == 1;
+    if (!is_v4) cr_assert_eq(inet_pton(AF_INET6, cases[i].text, &v6.sin6_addr), 1);
+    const void *address = is_v4 ? (const void *)&v4 : (const void *)&v6;
+    cr_assert_eq(tf_address_is_loopback(address), cases[i].loopback, "%s", cases[i].text);
+  }
+  struct sockaddr local = {.sa_family = AF_UNIX};
+  cr_assert_not(tf_address_is_loopback(&local));
+  cr_assert_not(tf_address_is_loopback(NULL));
+}
+
 Test(health, bad_addresses_are_refused) {
   const char *const wrong[] = {"localhost", "127.0.0.1", "127.0.0.1:", ":http-no", "127.0.0.1:port", "1.2.3.4.5:80"};
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {

@@ -56,6 +56,25 @@ Test(job_fields, reads_every_field) {
   cr_assert_eq(parsed.image.size, 0u);
 }
 
+Test(job_fields, of_a_traceparent_the_trace_id_counts) {
+#define TRACE_ID "4bf92f3577b34da6a3ce929d0e0e4736"
+  const struct {
+    tf_job_field field;
+    const char *kept;
+  } cases[] = {{PAIR("trace", "00-" TRACE_ID "-00f067aa0ba902b7-01"), TRACE_ID},
+               {PAIR("trace", "cc-" TRACE_ID "-00f067aa0ba902b7-00"), TRACE_ID},
+               {PAIR("trace", TRACE_ID), TRACE_ID},
+               {PAIR("trace", "00-" TRACE_ID "-00f067aa0ba902b7-0"), "00-" TRACE_ID "-00f067aa0ba902b7-0"},
+               {PAIR("trace", "00-" TRACE_ID "-00f067aa0ba902b7-01x"), "00-" TRACE_ID "-00f067aa0ba902b7-01x"},
+               {PAIR("trace", "00-" TRACE_ID "-00F067aa0ba902b7-01"), "00-" TRACE_ID "-00F067aa0ba902b7-01"},
+               {PAIR("trace", "00-" TRACE_ID "_00f067aa0ba902b7-01"), "00-" TRACE_ID "_00f067aa0ba902b7-01"}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const tf_job_field fields[] = {PAIR("uri", "file:///a.jpg"), cases[i].field};
+    cr_assert_eq(parse(fields, 2), TF_OK, "%s", told.text);
+    cr_assert(is(parsed.trace, cases[i].kept), "%zu: %.*s", i, (int)parsed.trace.size, parsed.trace.data);
+  }
+}
+
 Test(job_fields, absent_fields_have_defaults) {
   const tf_job_field fields[] = {PAIR("image", "\xff\xd8\x00")};
   cr_assert_eq(parse(fields, 1), TF_OK);

@@ -44,10 +44,18 @@ static tf_message make_tensor(void) {
 }
 
 static tf_message make_hello(void) {
-  return (tf_message){
-      .type = TF_MESSAGE_HELLO,
-      .u.hello = {
-          TF_ROLE_LLM, "llm-1", "abc", "small", "tcp://10.0.0.1:7", "default", "0.1.0", {64, 144, 256}, 3, 2048}};
+  return (tf_message){.type = TF_MESSAGE_HELLO,
+                      .u.hello = {TF_ROLE_LLM,
+                                  "llm-1",
+                                  "abc",
+                                  "small",
+                                  "tcp://10.0.0.1:7",
+                                  "default",
+                                  "0.1.0",
+                                  {64, 144, 256},
+                                  3,
+                                  2048,
+                                  1712345678901}};
 }
 
 static tf_message make_result(void) {
@@ -169,6 +177,7 @@ Test(wire, every_field_of_hello_and_window) {
   cr_assert_eq(hello->token_counts[0], 64);
   cr_assert_eq(hello->token_counts[2], 256);
   cr_assert_eq(hello->context_tokens_max, 2048);
+  cr_assert_eq(hello->started_unix_ms, 1712345678901);
   tf_message_clear(&got);
   sample = make_sample(1);
   cr_assert_eq(round_trip(&sample, &got), TF_OK);
