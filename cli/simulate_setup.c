@@ -9,8 +9,8 @@
 
 #include "cli/simulate.h"
 
-/* Measured with the default model, greedy, default arithmetic, 2 cores of a Xeon with AMX: the LLM at 16 sequences beside
- * the encoder, 9 tokens a caption (`make loadtest`); the encoder at batches of 4. */
+/* Measured with the default model, greedy, default arithmetic, 2 cores of a Xeon with AMX: the LLM at 16 sequences
+ * beside the encoder, 9 tokens a caption (`make loadtest`); the encoder at batches of 4. */
 static const uint32_t default_counts[] = {64, 144, 256};
 static const double default_encode_ms[] = {26, 26, 26};
 static const double default_encode_alone_ms[] = {26, 26, 26};
