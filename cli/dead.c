@@ -63,12 +63,11 @@ static json_t *json_text(const char *text) {
 }
 
 static void print_json(const dead_command *self, const tf_letter *letter) {
-  static const char *const lanes[] = {"interactive", "batch"};
   json_t *root = json_object(), *fields = json_object();
   json_object_set_new(root, "id", json_text(letter->id));
   json_object_set_new(root, "code", json_text(letter->code));
   json_object_set_new(root, "message", json_text(letter->message));
-  json_object_set_new(root, "lane", letter->lane < 0 ? json_null() : json_string(lanes[letter->lane]));
+  json_object_set_new(root, "lane", json_null());
   json_object_set_new(root, "attempts", json_integer(strtoll(letter->attempts, NULL, 10)));
   json_object_set_new(root, "died_ms", json_integer(strtoll(letter->sid, NULL, 10)));
   json_object_set_new(root, "letter", json_text(letter->sid));
@@ -77,6 +76,9 @@ static void print_json(const dead_command *self, const tf_letter *letter) {
     const char *name = letter->fields->element[i]->str;
     static const char *const own[] = {"id", "lane", "error_code", "error_message", "attempts"};
     bool shown = false;
+    if (strcmp(name, "lane") == 0)
+      json_object_set_new(root, name,
+                          json_string(letter->fields->element[i + 1]->str[0] == '0' ? "interactive" : "batch"));
     for (size_t k = 0; k < sizeof own / sizeof own[0]; k++) shown = shown || strcmp(name, own[k]) == 0;
     if (shown) continue;
     tf_buffer clean;

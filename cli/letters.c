@@ -14,8 +14,7 @@ static const char *text_at(const redisReply *reply, size_t index) {
 }
 
 static void read_letter(const redisReply *entry, tf_letter *out) {
-  *out = (tf_letter){
-      .sid = text_at(entry, 0), .id = "", .code = "", .message = "", .attempts = "", .image_bytes = -1, .lane = -1};
+  *out = (tf_letter){.sid = text_at(entry, 0), .id = "", .code = "", .message = "", .attempts = "", .image_bytes = -1};
   if (entry->elements < 3 || entry->element[2]->type != REDIS_REPLY_ARRAY) return;
   if (entry->element[1]->type == REDIS_REPLY_INTEGER) out->image_bytes = entry->element[1]->integer;
   out->fields = entry->element[2];
@@ -25,7 +24,6 @@ static void read_letter(const redisReply *entry, tf_letter *out) {
     if (strcmp(name, "error_code") == 0) out->code = value;
     if (strcmp(name, "error_message") == 0) out->message = value;
     if (strcmp(name, "attempts") == 0) out->attempts = value;
-    if (strcmp(name, "lane") == 0) out->lane = strcmp(value, "0") == 0 ? 0 : strcmp(value, "1") == 0 ? 1 : -1;
     if (strcmp(name, "image_dropped") == 0) out->image_dropped = true;
   }
 }

@@ -13,7 +13,6 @@ enum { TF_LETTERS_A_CALL = 16, TF_LETTER_SID_BYTES = 48 };
 typedef struct tf_letter {
   const char *sid, *id, *code, *message, *attempts; /* "" where absent */
   int64_t image_bytes;                              /* -1: it holds no image */
-  int lane;                                         /* 0 interactive, 1 batch, -1: it does not say */
   bool image_dropped;
   const redisReply *fields; /* name, value, ...: all but the image */
 } tf_letter;
@@ -27,8 +26,8 @@ tf_code tf_letters_each(const tf_deployment *deployment, tf_link *link, const ch
 /* Where the letter of an id is, by the note of its end; sid "" where there is none. */
 tf_code tf_letters_find(const tf_deployment *deployment, tf_link *link, const char *id, char sid[TF_LETTER_SID_BYTES],
                         tf_error *error);
-/* action: "0", "1" (put back on this lane), "own" (on the one it came from), "drop". verdicts: what the script says of
- * each, borrowed from *reply, which the caller frees. count: at most TF_LETTERS_A_CALL. */
+/* action: "0", "1" (put back on this lane), "drop". verdicts: what the script says of each, borrowed from *reply, which
+ * the caller frees. count: at most TF_LETTERS_A_CALL. */
 tf_code tf_letters_settle(const tf_deployment *deployment, tf_link *link, const char *action,
                           const char (*sids)[TF_LETTER_SID_BYTES], size_t count, redisReply **reply, tf_error *error);
 
