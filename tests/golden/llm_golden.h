@@ -34,8 +34,10 @@ static inline char *patched_file(const char *path, const char *from, const char 
   *size = fread(bytes, 1, 1 << 20, file);
   fclose(file);
   int found = 0;
-  for (char *at = bytes; (at = memmem(at, *size - (size_t)(at - bytes), from, strlen(from))) != NULL; found++)
+  for (char *at = bytes; (at = memmem(at, *size - (size_t)(at - bytes), from, strlen(from))) != NULL; found++) {
     memcpy(at, to, strlen(from));
+    at += strlen(from);
+  }
   cr_assert_gt(found, 0, "%s holds no %s", path, from);
   return bytes;
 }

@@ -179,7 +179,7 @@ run cancel cancel stop-me
 worker encoder tokenflex-encoder --allow-dir "$DIR/photos"
 run cancelled cancel --wait --timeout-s 30 stop-me
 check "a cancelled job ends as dead" printed cancelled "stop-me	"
-same "with its code" cancelled "$("$TF" dead show --json stop-me | jq -r .code)"
+same "with its code, and the lane that it came from" "cancelled batch" "$("$TF" dead show --json stop-me | jq -r '"\(.code) \(.lane)"')"
 
 check "no job is left" until_true 20 eval '[ "$(r xlen "tf:{default}:jobs:1")" = 0 ]'
 run nowhere cancel --wait --timeout-s 60 no-such-job
