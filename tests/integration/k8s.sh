@@ -56,7 +56,7 @@ check "metrics are registered" test "$(wc -l <"$DIR/registered")" -gt 30
 same "the rules name registered metrics" "" "$(named k8s/monitoring/rules.yaml k8s/monitoring/rules_test.yaml)"
 same "the dashboard names registered metrics" "" "$(named k8s/monitoring/dashboard.json)"
 same "the autoscalers name registered metrics" "" "$(named k8s/overlays/hpa/*.yaml k8s/overlays/keda/*.yaml)"
-check "the dashboard is JSON with a query in every panel" jq -e '[.panels[] | select((.targets | length) > 0)] | length == 12' k8s/monitoring/dashboard.json
+check "the dashboard is JSON with a query in every panel" jq -e '[.panels[] | (.targets | length) > 0] | length >= 12 and all' k8s/monitoring/dashboard.json
 check "Prometheus accepts the rules" "$PROMTOOL" check rules k8s/monitoring/rules.yaml
 check "the alerts fire when they should" "$PROMTOOL" test rules k8s/monitoring/rules_test.yaml
 jq -r '.panels[].targets[].expr' k8s/monitoring/dashboard.json | awk 'BEGIN { print "groups:\n  - name: panels\n    rules:" } { gsub(/\047/, "\047\047"); printf "      - record: panel:q%d\n        expr: \047%s\047\n", NR, $0 }' >"$DIR/panels.yaml"
