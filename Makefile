@@ -61,6 +61,10 @@ chaos: test-packages ## kill, stop, cut everything under load (CHAOS_JOBS=1000, 
 	@$(MAKE) --no-print-directory -j$(shell nproc) build model
 	@$(MAKE) --no-print-directory -j$(shell nproc) VARIANT=chaos build
 	@JOBS=$(or $(CHAOS_JOBS),1000) bash tests/chaos/run.sh
+.PHONY: k8s-test
+k8s-test: test-packages ## a real control plane here, our images and manifests on it, faults under load (ONLY=kills; root; 45 minutes)
+	@$(MAKE) --no-print-directory -j$(JOBS) build model
+	@BUILD=$(B) ONLY='$(ONLY)' tests/cluster/run.sh
 test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
 	@$(MAKE) --no-print-directory -j$(JOBS) build
 	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
@@ -194,7 +198,7 @@ $(B)/tokenflex.1 $(B)/tokenflex.bash &: $(B)/tokenflex tools/make_docs.py
 
 BASE ?= docker.io/library/debian:12-slim
 .PHONY: images
-images: model ## build the container images of the four programs (podman or docker; BASE= another Debian 12, TAG=)
+images: model ## build the container images of the four programs (podman or docker; BASE= another Debian 12, or debootstrap; TAG=)
 	@tools/build-images "$(BASE)" "$(or $(TAG),$(shell sed -n 's/^\#define TF_VERSION "\(.*\)"/\1/p' common/options.h))"
 
 PREFIX ?= /usr/local
