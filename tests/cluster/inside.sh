@@ -42,12 +42,12 @@ rolled_out() { # SECONDS
   done
 }
 secrets() {
-  "$BUILD/tokenflex" keygen "$STATE/curve" >/dev/null &&
+  "$BUILD/tokenflex" keygen "$STATE/curve" >/dev/null 2>&1 &&
     k create namespace tokenflex >/dev/null &&
     kn create secret generic tokenflex-curve --from-file="$STATE/curve/deployment.key" >/dev/null &&
     kn create secret generic tokenflex-redis --from-literal=password="$PASSWORD" >/dev/null
 }
-ready_pods() { # TIER: names of those that are ready and stay
+pods() { # TIER: names of those that are ready and stay
   kn get pods -l "app.kubernetes.io/name=tokenflex-$1" -o json | jq -r '[.items[] | select(.metadata.deletionTimestamp == null and
     any(.status.conditions[]?; .type == "Ready" and .status == "True")) | .metadata.name] | join(" ")'
 }

@@ -43,6 +43,7 @@ private_machine() {
         cat "$hierarchy/cpuset.cpus" >"$hierarchy$CGROUP/cpuset.cpus"
         cat "$hierarchy/cpuset.mems" >"$hierarchy$CGROUP/cpuset.mems"
         ;;
+      */cpu/) echo "${K8S_CPU_SHARES:-$((1024 * $(nproc)))}" >"$hierarchy$CGROUP/cpu.shares" ;; # all pods together, against the machine's rest
     esac
   done
 }
@@ -91,7 +92,7 @@ control_plane() {
     --secure-port=6443 --cert-dir="$STATE" --tls-cert-file="$PKI/apiserver.crt" --tls-private-key-file="$PKI/apiserver.key" \
     --client-ca-file="$PKI/ca.crt" --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
     --service-cluster-ip-range=10.96.0.0/16 --service-account-key-file="$PKI/sa.pub" --service-account-signing-key-file="$PKI/sa.key" \
-    --service-account-issuer=https://kubernetes.default.svc --kubelet-certificate-authority="$PKI/ca.crt" \
+    --service-account-issuer=https://kubernetes.default.svc --kubelet-certificate-authority="$PKI/ca.crt" --kubelet-preferred-address-types=InternalIP \
     --kubelet-client-certificate="$PKI/kubelet-client.crt" --kubelet-client-key="$PKI/kubelet-client.key" \
     --requestheader-client-ca-file="$PKI/ca.crt" --requestheader-allowed-names=front-proxy --requestheader-username-headers=X-Remote-User \
     --requestheader-group-headers=X-Remote-Group --requestheader-extra-headers-prefix=X-Remote-Extra- \
@@ -148,21 +149,38 @@ evictionHard: {memory.available: 10Mi, nodefs.available: 1%, imagefs.available: 
 maxPods: 40
 END
   export PATH=$ROOT/usr/bin:$ROOT/usr/sbin:$PATH
-  run containerd containerd -c "$STATE/containerd.toml"
-  until_true 30 eval 'images ls >/dev/null 2>&1' || die "containerd does not start: $STATE/containerd.log"
-  local archive
-  for archive in "$WORK"/images/*.tar; do images import "$archive" >/dev/null || die "can not load $archive"; done
-  # A name without a registry is docker.io's to Kubernetes.
-  images ls -q | sed -n 's#^localhost/\(tokenflex-.*\)#\1#p' | while read -r name; do
-    images tag --force "localhost/$name" "docker.io/library/$name" >/dev/null
-    images tag --force "localhost/$name" "docker.io/library/${name%:*}:next" >/dev/null
-  done
+  # Loading is kept from run to run: layers are linked, as nobody writes to them, databases copied.
+  if ! cmp -s "$WORK/images/ids" "$WORK/containerd/ids"; then
+    rm -rf "$WORK/containerd"
+    containerd_up
+    load_images
+    kill "$(cat "$STATE/containerd.pid")"
+    wait "$(cat "$STATE/containerd.pid")" || true
+    mv "$STATE/containerd" "$WORK/containerd"
+    cp "$WORK/images/ids" "$WORK/containerd/ids"
+  fi
+  cp -al "$WORK/containerd" "$STATE/containerd"
+  find "$STATE/containerd" -name '*.db' -exec cp {} {}.copy \; -exec mv {}.copy {} \;
+  containerd_up
   run kubelet "$KUBE/kubelet" --config="$STATE/kubelet.yaml" --kubeconfig="$PKI/node.conf" --hostname-override=node1 --node-ip="$NODE_IP" \
     --container-runtime=remote --container-runtime-endpoint=unix:///run/containerd/containerd.sock --root-dir="$STATE/kubelet" \
     --cert-dir="$STATE/kubelet-pki"
   run kube-proxy "$KUBE/kube-proxy" --kubeconfig="$PKI/admin.conf" --proxy-mode=iptables --cluster-cidr=10.244.0.0/16 --hostname-override=node1 \
     --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 --bind-address="$NODE_IP" \
     --oom-score-adj=0
+}
+containerd_up() {
+  run containerd containerd -c "$STATE/containerd.toml"
+  until_true 30 eval 'images ls >/dev/null 2>&1' || die "containerd does not start: $STATE/containerd.log"
+}
+load_images() {
+  local archive name
+  for archive in "$WORK"/images/*.tar; do images import "$archive" >/dev/null || die "can not load $archive"; done
+  # A name without a registry is docker.io's to Kubernetes. `next` is the same again under another name, for updates.
+  images ls -q | sed -n 's#^localhost/\(tokenflex-.*\)#\1#p' | while read -r name; do
+    images tag --force "localhost/$name" "docker.io/library/$name" >/dev/null
+    images tag --force "localhost/$name" "docker.io/library/${name%:*}:next" >/dev/null
+  done
 }
 images() { ctr -a /run/containerd/containerd.sock -n k8s.io images "$@"; }
 
