@@ -2,6 +2,7 @@
 In: REDIS (host:port), PASSWORD; photos in a folder. Out: the ids that Redis acknowledged, one a line; a line that counts.
 
 load.py feed IDS PREFIX PHOTOS SECONDS:RATE...   each rate (jobs/s) for so long; SECONDS may be a file's name: until it exists
+load.py unfinished                               how many jobs are
 load.py settle SECONDS                           until no job is unfinished; status 1 when time is over
 load.py check IDS [DEAD]                         every id exactly once in results and dead letters, DEAD (0) of them dead; status 1 if not
 """
@@ -78,15 +79,20 @@ def feed(ids, prefix, photos, *steps):
                 time.sleep(max(0, due - time.monotonic()))
 
 
+def unfinished(connection=None):
+    connection, first = insistent(connection, "XLEN", QUEUE + "jobs:0")
+    connection, second = insistent(connection, "XLEN", QUEUE + "jobs:1")
+    return connection, first + second
+
+
 def settle(seconds):
     connection, until = None, time.monotonic() + float(seconds)
     while time.monotonic() < until:
-        connection, first = insistent(connection, "XLEN", QUEUE + "jobs:0")
-        connection, second = insistent(connection, "XLEN", QUEUE + "jobs:1")
-        if first + second == 0:
+        connection, left = unfinished(connection)
+        if left == 0:
             return
         time.sleep(0.5)
-    sys.exit(f"{first + second} jobs are still unfinished")
+    sys.exit(f"{left} jobs are still unfinished")
 
 
 def entries(connection, stream):
@@ -112,4 +118,4 @@ def check(ids, dead="0"):
 
 
 if __name__ == "__main__":
-    {"feed": feed, "settle": settle, "check": check}[sys.argv[1]](*sys.argv[2:])
+    {"feed": feed, "unfinished": lambda: print(unfinished()[1]), "settle": settle, "check": check}[sys.argv[1]](*sys.argv[2:])
