@@ -41,17 +41,28 @@ measured() { # FIELD: of tf:{default}:load, the last of its list
   kn exec tokenflex-redis-0 -c redis -- sh -c 'REDISCLI_AUTH=$(cat /run/secrets/redis/password) redis-cli hget "tf:{default}:load" '"$1" | tr ',' '\n' | tail -n 1
 }
 
-# Load rises to what keeps three and a half or four LLM pods busy at full detail, and with luck more than one encoder; it stays,
-# and ends. SCALE: a factor, for a machine that can not give so many pods their 200m.
+# Photos of one to six megapixels, progressive, as phones and web pages have them: they keep an encoder busy, too.
+large_photos() { # COUNT
+  local i=0 photo photos=("dogs 2056 3088" "mountains 1600 1200" "stream 1280 852")
+  mkdir -p "$STATE/large"
+  while [ "$i" -lt "$1" ]; do
+    read -r -a photo <<<"${photos[i % 3]}"
+    jpegtran -progressive -crop "$((photo[1] - i / 3 * 16))x${photo[2]}+0+0" -outfile "$STATE/large/$(printf '%04d' "$i").jpg" \
+      "examples/${photo[0]}.jpg" || return 1
+    i=$((i + 1))
+  done
+}
+# Load rises to what keeps two and a half LLM pods busy at full detail (PEAK: jobs/s instead), stays, and ends.
 prove_scaling() {
+  check "scaling: large photos" large_photos 39
   small scaled
   rm -f "$OUT/scaling.ids"
-  client feed "$OUT/scaling.ids" scaling-warm "$STATE/photos" 20:0.5
+  client feed "$OUT/scaling.ids" scaling-warm "$STATE/large" 2:12
   client settle 120
+  sleep 20 # so that the warming is not taken for load
   local llm_ms encoder_ms peak steps="" i
   llm_ms=$(measured decode_service_ms) encoder_ms=$(measured encode_service_ms)
-  peak=$(awk -v llm="$llm_ms" -v encoder="$encoder_ms" -v scale="${SCALE:-1}" 'BEGIN {
-    rate = 1300 / encoder; if (rate < 3500 / llm) rate = 3500 / llm; if (rate > 4000 / llm) rate = 4000 / llm; printf "%.2f", rate * scale }')
+  peak=${PEAK:-$(awk -v llm="$llm_ms" 'BEGIN { printf "%.2f", 2500 / llm }')}
   say "a job costs an LLM pod $llm_ms ms, an encoder pod $encoder_ms ms at full detail: up to $peak jobs/s"
   for i in 1 2 3 4 5 6; do steps="$steps 15:$(awk -v p="$peak" -v i="$i" 'BEGIN { printf "%.2f", p * i / 6 }')"; done
   rm -f "$STATE/stop"
@@ -59,7 +70,7 @@ prove_scaling() {
   local recorder=$!
   sleep 10
   # shellcheck disable=SC2086 # a list
-  client feed "$OUT/scaling.ids" scaling "$STATE/photos" $steps 150:"$peak" || fail "scaling: the load is fed"
+  client feed "$OUT/scaling.ids" scaling "$STATE/large" $steps 150:"$peak" || fail "scaling: the load is fed"
   check "scaling: the load ends and is worked off" client settle 600
   check "scaling: pods go again, to one of each" until_true 900 eval '[ "$(kn get deployment tokenflex-llm tokenflex-encoder -o jsonpath="{.items[*].status.replicas}")" = "1 1" ]'
   sleep 5

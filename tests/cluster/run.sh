@@ -43,6 +43,7 @@ tests/cluster/build-test-images
 # --- the cluster, in a machine of its own
 remove_cgroups
 rm -rf "$WORK/state"
+rm -rf "$WORK/out"
 mkdir -p "$WORK/state" "$WORK/out"
 # The kernel ends what is inside when this script is gone, whatever ended it.
 setpriv --pdeathsig KILL unshare --mount --net --pid --ipc --uts --fork --kill-child --mount-proc bash tests/cluster/inside.sh </dev/null &
