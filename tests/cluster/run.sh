@@ -18,11 +18,11 @@ finish() {
   rm -rf "$WORK/state"
 }
 remove_cgroups() {
-  local name hierarchy try
+  local name hierarchy
   name=tokenflex-k8s-$(cksum <<<"$WORK" | cut -d' ' -f1)
   for hierarchy in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do
     [ -d "$hierarchy$name" ] || continue
-    for try in 1 2 3 4 5; do # processes that were killed take a moment to leave
+    for _ in 1 2 3 4 5; do # processes that were killed take a moment to leave
       find "$hierarchy$name" -depth -type d -exec rmdir {} + 2>/dev/null && break
       sleep 0.5
     done
