@@ -32,7 +32,8 @@ redis-server --port 0 --unixsocket "$work/redis.sock" --save '' --appendonly no 
   --dir "$work" >"$work/redis.log" 2>&1 &
 redis_pid=$!
 for _ in $(seq 100); do "${cli[@]}" ping >/dev/null 2>&1 && break; sleep 0.1; done
-"$TF" up --redis "$redis" --model build/model --health off --log-level warn 2>"$OUT/up.log" &
+# Few photos come again and again: a cache of their features would leave the encoder nothing to do.
+TOKENFLEX_FEATURE_CACHE_MIB=0 "$TF" up --redis "$redis" --model build/model --health off --log-level warn 2>"$OUT/up.log" &
 up_pid=$!
 
 load() { # record, then loadtest's options

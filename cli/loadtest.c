@@ -60,7 +60,9 @@ static const tf_program program = {
     .name = "tokenflex loadtest",
     .synopsis = "[options] FILE|DIR...",
     .summary =
-        "Submits photos at a given load and says how long they waited, how many were captioned, with how many tokens.",
+        "Submits photos at a given load and says how long they waited, how many were captioned, with how many tokens. "
+        "Photos that come again are not encoded again where the encoders have --feature-cache-mib: give more than it "
+        "holds.",
     .options = table,
     .option_count = sizeof table / sizeof *table,
 };

@@ -214,6 +214,7 @@ static void on_letters(void *context, const redisReply *reply) {
   tf_board_feed *self = context;
   const char *last = "";
   self->letters.busy = false;
+  if (!self->watched) return; /* forgotten meanwhile */
   const redisReply *letters = reply ? tf_letters_of(reply, &last) : NULL;
   if (!letters) {
     self->letters.length = -1;

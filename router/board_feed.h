@@ -14,7 +14,7 @@ typedef struct tf_board_feed tf_board_feed;
 enum {
   TF_BOARD_FEED_MS = 1000,          /* between two looks at Redis while somebody watches; else TF_HISTORY_STEP_MS */
   TF_BOARD_LETTERS_MS = 3000,       /* between two readings of letters, which come only when there are others */
-  TF_BOARD_LETTERS_KEPT_MS = 15000, /* or once they are as old as this */
+  TF_BOARD_LETTERS_KEPT_MS = 60000, /* or once they are as old as this */
   TF_BOARD_LETTERS_A_CALL = 8,      /* each may keep an image, and a script holds Redis up */
   TF_BOARD_ACTIONS_WAITING_MAX = TF_BOARD_ACTIONS
 };

@@ -103,6 +103,8 @@ static tf_code load(tf_pack_file *self, int fd, const char *key, tf_error *error
   header head = {.version = 0};
   if (fstat(fd, &status) != 0) return tf_fail(error, TF_ERR_IO, "%s", strerror(errno));
   if (!S_ISREG(status.st_mode)) return tf_fail(error, TF_ERR_INVALID_FORMAT, "it is no regular file");
+  if ((status.st_uid != 0 && status.st_uid != geteuid()) || (status.st_mode & (S_IWGRP | S_IWOTH)))
+    return tf_fail(error, TF_ERR_INVALID_FORMAT, "others own it or may write it, and so could change the weights");
   self->bytes = (size_t)status.st_size;
   ssize_t got = pread(fd, &head, sizeof head, 0);
   if (got < 0) return tf_fail(error, TF_ERR_IO, "%s", strerror(errno));

@@ -171,11 +171,11 @@ local function bury(entry, lane, sid, id, fields, code, message, attempts, dedup
     redis.call('HSET', DEAD_IMAGES, at, #image)
     redis.call('HINCRBY', DEAD_IMAGES, 'sum', #image)
   end
-  bound_letters(2) -- one for this letter, and one where the bound was lowered
   redis.call('SET', done_key(entry, sid, id), 'd ' .. at, 'PX', dedupe_ms)
   redis.call('DEL', PREFIX .. 'cancelled:' .. id)
   redis.pcall('HINCRBY', PREFIX .. 'errors', code, 1)
   local key = reply_key(field(fields, 'reply'))
   if key then answer(key, {'id', id, unpack(ending)}) end
   forget(entry, lane, sid)
+  bound_letters(2) -- one for this letter, and one where the bound was lowered; last, as the job has ended whatever comes of it
 end

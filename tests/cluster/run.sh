@@ -4,8 +4,7 @@
 # up; status 1 on any failure. Everything runs in namespaces of its own, which end with this script however it ends.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" -eq 0 ] || die "needs root, for namespaces and containers"
-for path in /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cgroup.controllers; do [ -e "$path" ] && cgroups=yes; done
-[ -n "${cgroups:-}" ] || die "no cgroups with CPU limits here"
+[ -e /sys/fs/cgroup/cpu/cpu.cfs_quota_us ] || die "no cgroups v1 with CPU limits here (boot with systemd.unified_cgroup_hierarchy=0)"
 exec 9>"$WORK/lock"
 flock -n 9 || die "another run uses $WORK"
 

@@ -11,6 +11,7 @@ kn() { k -n tokenflex "$@"; }
 
 # --- the machine: names of the network, folders that programs have fixed names for, settings that are left as they are
 private_machine() {
+  set -e # a mount that fails would leave the machine's own folder in its place
   ip link set lo up
   ip link add br0 type bridge
   ip addr add "$NODE_IP/24" dev br0
@@ -46,6 +47,7 @@ private_machine() {
       */cpu/) echo "${K8S_CPU_SHARES:-$((1024 * $(nproc)))}" >"$hierarchy$CGROUP/cpu.shares" ;; # all pods together, against the machine's rest
     esac
   done
+  set +e
 }
 
 # --- keys

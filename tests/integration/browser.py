@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,7 @@ class Browser:
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the browser is closed all the same
     url, width, height = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     steps = list(zip(sys.argv[4::2], sys.argv[5::2]))
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

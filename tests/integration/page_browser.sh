@@ -19,10 +19,12 @@ key() { echo "tf:{default}:$1"; }
 add() { r xadd "$(key jobs:1)" '*' "$@" >/dev/null; }
 ended() { [ "$(r xlen "$(key results)")" -ge "$1" ]; }
 browse() { # WIDTH STEPS...: each step is a check
-  local width=$1 line; shift
+  local width=$1 line lines=0; shift
   while read -r line; do
+    lines=$((lines + 1))
     case $line in "ok "*) pass "$width: ${line#ok }" ;; *) fail "$width: ${line#FAILED }" ;; esac
   done < <(SHOT="page-$width" timeout 300 tests/integration/browser.py "http://127.0.0.1:$port/" "$width" 900 "$@" 2>&1)
+  same "$width: every step was tried" $(($# / 2 + 1)) "$lines"
 }
 text() { echo "document.querySelector('$1').textContent"; }
 rows() { echo "document.querySelectorAll('#$1 tbody tr').length"; }

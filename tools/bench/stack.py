@@ -37,7 +37,8 @@ class Stack:
         if stub:
             self.start("stub tiers", [stub, router, "stub", "0123456789abcdef0123456789abcdef", "4096"])
         for i in range(0 if stub else workers):
-            self.start(f"encoder {i}", [build / "tokenflex-encoder", *common, "--batch", batch, "--allow-dir", "/"])
+            self.start(f"encoder {i}", [build / "tokenflex-encoder", *common, "--batch", batch, "--allow-dir", "/",
+                                        "--feature-cache-mib", "0"])  # the same photos come again: they are to be encoded
             self.start(f"llm {i}", [build / "tokenflex-llm", *common, "--sequences", sequences,
                                     "--tensor-bind", f"ipc://{self.path}/llm{i}.sock"])
         self.wait(lambda: self.redis("hget", f"tf:{{{QUEUE}}}:model", "token_counts") != "")
