@@ -41,8 +41,8 @@ size_t tf_letters_read_words(const char *dead_key, const tf_letters_range *range
 const redisReply *tf_letters_of(const redisReply *reply, const char **last);
 /* False: no letter. */
 bool tf_letter_read(const redisReply *entry, tf_letter *out);
-/* The words of a call that puts letters back (action: the lane, "0" or "1", or "own": each on its own) or drops them ("drop"). count: at most
- * TF_LETTERS_A_CALL. keys: dead, jobs:0, jobs:1; prefix: "tf:{Q}:". */
+/* The words of a call that puts letters back (action: the lane, "0" or "1", or "own": each on its own) or drops them
+ * ("drop"). count: at most TF_LETTERS_A_CALL. keys: dead, jobs:0, jobs:1; prefix: "tf:{Q}:". */
 size_t tf_letters_settle_words(const char *const keys[3], const char *prefix, const char *action,
                                const char (*sids)[TF_LETTER_SID_BYTES], size_t count,
                                const char *out[TF_LETTERS_SETTLE_WORDS]);
