@@ -19,7 +19,7 @@ for arrivals in constant poisson step burst wave ramp; do
   same "arrivals $arrivals" '[0,true]' "$(ROW='[.unfinished, .finished > 50]' row -a "$arrivals" -l 4 -r 1 --peak 8 --period-s 60 -d 60)"
 done
 same "autoscaling uses more workers" true \
-  "$(ROW='.worker_hours.decode > 0.1' row -r 12 -d 300 -e 2 -l 1 --autoscale --llms-max 12)"
+  "$(ROW='.worker_hours.decode > 0.1' row -r 72 -d 300 -e 3 -l 1 --autoscale --llms-max 12)"
 
 # Files.
 cat >"$DIR/service.json" <<'JSON'
