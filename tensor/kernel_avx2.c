@@ -196,13 +196,16 @@ TF_AVX2 static void halves_unsigned(const float *x, int64_t width, int64_t line_
 const tf_kernel tf_kernel_f32_avx2 = {TF_KERNEL_F32, .name = "f32 avx2",     .cpu = TF_CPU_AVX2,
                                       .panels = 4,   .product = product_f32, .finish = tf_finish_avx2};
 /* The int8 kernels of AVX2: rows are signed without AVX-VNNI. */
-#define INT8_AVX2(what, signs, multiply, fill)                                                                         \
-  .name = what, .cpu = TF_CPU_AVX2, .is_signed = signs, .panels = 4, .product = multiply, .finish = tf_finish_avx2,    \
-  .convert = fill
-const tf_kernel tf_kernel_int8_avx2 = {TF_KERNEL_INT8, INT8_AVX2("int8 avx2", true, product_int8, convert_signed)};
-const tf_kernel tf_kernel_int8x2_avx2 = {TF_KERNEL_INT8X2, INT8_AVX2("int8x2 avx2", true, product_int8, halves_signed)};
-const tf_kernel tf_kernel_int8_avx_vnni = {TF_KERNEL_INT8,
-                                           INT8_AVX2("int8 avx-vnni", false, product_avx_vnni, convert_unsigned)};
-const tf_kernel tf_kernel_int8x2_avx_vnni = {TF_KERNEL_INT8X2,
-                                             INT8_AVX2("int8x2 avx-vnni", false, product_avx_vnni, halves_unsigned)};
+const tf_kernel tf_kernel_int8_avx2 = {
+    TF_KERNEL_INT8, .name = "int8 avx2",     .cpu = TF_CPU_AVX2,        .is_signed = true,
+    .panels = 4,    .product = product_int8, .convert = convert_signed, .finish = tf_finish_avx2};
+const tf_kernel tf_kernel_int8x2_avx2 = {
+    TF_KERNEL_INT8X2, .name = "int8x2 avx2",   .cpu = TF_CPU_AVX2,       .is_signed = true,
+    .panels = 4,      .product = product_int8, .convert = halves_signed, .finish = tf_finish_avx2};
+const tf_kernel tf_kernel_int8_avx_vnni = {
+    TF_KERNEL_INT8, .name = "int8 avx-vnni",     .cpu = TF_CPU_AVX2,          .is_signed = false,
+    .panels = 4,    .product = product_avx_vnni, .convert = convert_unsigned, .finish = tf_finish_avx2};
+const tf_kernel tf_kernel_int8x2_avx_vnni = {
+    TF_KERNEL_INT8X2, .name = "int8x2 avx-vnni",   .cpu = TF_CPU_AVX2,         .is_signed = false,
+    .panels = 4,      .product = product_avx_vnni, .convert = halves_unsigned, .finish = tf_finish_avx2};
 #endif
