@@ -67,9 +67,9 @@ each() { local n; for n in ${counts//,/ }; do "$1" "$n"; done | jq -sc .; }
 encode=$("${cli[@]}" hget 'tf:{default}:load' encode_service_ms)
 jq -n --argjson counts "[$counts]" --argjson full "$(each full)" --argjson alone "$(each alone)" \
   --argjson encode "[${encode:-95}]" '{counts: $counts,
-    encode: {workers: 1, slots: 4, window: 16,
+    encode: {workers: 1, slots: 4,
              service_ms: [range($counts | length) as $i | $encode[$i] // $encode[0]]},
-    decode: {workers: 1, slots: 16, window: 24, service_ms: $full, alone_ms: ($alone | map(. - $encode[0]))}}
+    decode: {workers: 1, slots: 16, service_ms: $full, alone_ms: ($alone | map(. - $encode[0]))}}
     | .encode.alone_ms = .encode.service_ms' >"$OUT/service.json"
 echo "calibrated: $(jq -c '{counts, decode_service_ms: .decode.service_ms, encode_service_ms: .encode.service_ms}' "$OUT/service.json")"
 

@@ -4,6 +4,7 @@
 
 #include <jansson.h>
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "common/options.h"
@@ -138,46 +139,55 @@ static json_t *action_list(const tf_board_view *view) {
 
 /* ---- history ---- */
 
+/* What follows at_ms in a row. */
+static const struct {
+  const char *name;
+  size_t at; /* a float of tf_sample */
+  double unit;
+} columns[] = {{"finished_per_s", offsetof(tf_sample, finished_per_s), 0.01},
+               {"arrivals_per_s", offsetof(tf_sample, arrivals_per_s), 0.01},
+               {"captions_per_s", offsetof(tf_sample, captions_per_s), 0.01},
+               {"waiting", offsetof(tf_sample, waiting), 1},
+               {"encode", offsetof(tf_sample, encode), 1},
+               {"decode", offsetof(tf_sample, decode), 1},
+               {"budget", offsetof(tf_sample, budget), 0.1},
+               {"assigned", offsetof(tf_sample, assigned), 0.1},
+               {"wait_p50_ms", offsetof(tf_sample, wait_p50_ms), 1},
+               {"wait_p95_ms", offsetof(tf_sample, wait_p95_ms), 1},
+               {"encoders", offsetof(tf_sample, encoders), 1},
+               {"encoders_wanted", offsetof(tf_sample, encoders_wanted), 1},
+               {"llms", offsetof(tf_sample, llms), 1},
+               {"llms_wanted", offsetof(tf_sample, llms_wanted), 1}};
+enum { COLUMNS = sizeof columns / sizeof *columns };
+
+static json_t *column_names(void) {
+  json_t *out = json_array();
+  json_array_append_new(out, json_string("at_ms"));
+  for (size_t i = 0; i < COLUMNS; i++) json_array_append_new(out, json_string(columns[i].name));
+  return out;
+}
+
 static json_t *sample_row(const tf_sample *sample) {
-  const struct {
-    float value;
-    double unit;
-  } columns[] = {{sample->finished_per_s, 0.01},
-                 {sample->arrivals_per_s, 0.01},
-                 {sample->captions_per_s, 0.01},
-                 {sample->waiting, 1},
-                 {sample->encode, 1},
-                 {sample->decode, 1},
-                 {sample->budget, 0.1},
-                 {sample->assigned, 0.1},
-                 {sample->wait_p50_ms, 1},
-                 {sample->wait_p95_ms, 1},
-                 {sample->encoders, 1},
-                 {sample->encoders_wanted, 1},
-                 {sample->llms, 1},
-                 {sample->llms_wanted, 1}};
   json_t *row = json_array();
   json_array_append_new(row, json_integer(sample->at_ms));
-  for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
-    json_array_append_new(row, number(columns[i].value, columns[i].unit));
+  for (size_t i = 0; i < COLUMNS; i++) {
+    float value;
+    memcpy(&value, (const char *)sample + columns[i].at, sizeof value);
+    json_array_append_new(row, number(value, columns[i].unit));
+  }
   return row;
 }
 
 static json_t *history_object(const tf_history *history, uint64_t since) {
-  static const char *const names[] = {"at_ms",           "finished_per_s", "arrivals_per_s", "captions_per_s",
-                                      "waiting",         "encode",         "decode",         "budget",
-                                      "assigned",        "wait_p50_ms",    "wait_p95_ms",    "encoders",
-                                      "encoders_wanted", "llms",           "llms_wanted"};
-  json_t *out = json_object(), *columns = json_array(), *rows = json_array();
+  json_t *out = json_object(), *rows = json_array();
   uint64_t first = tf_history_first(history, since);
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++) json_array_append_new(columns, json_string(names[i]));
   for (uint64_t at = first; at <= history->count; at++)
     json_array_append_new(rows, sample_row(tf_history_at(history, at)));
   json_object_set_new(out, "step_ms", json_integer(TF_HISTORY_STEP_MS));
   json_object_set_new(out, "steps_max", json_integer(TF_HISTORY_STEPS));
   json_object_set_new(out, "first", json_integer((json_int_t)first));
   json_object_set_new(out, "last", json_integer((json_int_t)history->count));
-  json_object_set_new(out, "columns", columns);
+  json_object_set_new(out, "columns", column_names());
   json_object_set_new(out, "samples", rows);
   return out;
 }

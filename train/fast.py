@@ -60,7 +60,9 @@ def _argument(value: torch.Tensor | int | float | None) -> Any:
     if isinstance(value, torch.Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_void_p() if value is None else ctypes.c_ssize_t(value)
+    if value is None:
+        return ctypes.c_void_p()
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_ssize_t(value)
 
 
 class Buffers:
@@ -93,7 +95,8 @@ class Pass:
         that were merged last; what is given here only receives the gradients."""
         return _Function.apply(x, self, positions, mask, *factors)
 
-    def _norm(self, x: torch.Tensor, added: torch.Tensor | None, weight: str, name: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _norm(self, x: torch.Tensor, added: torch.Tensor | None, weight: str,
+              name: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """x + added, and its norm; both and 1 / rms are kept under `name`."""
         rows, width = x.shape
         total, out = self.buffer((name, "sum"), rows, width, dtype=torch.float32), self.buffer((name, "norm"), rows, width)
@@ -110,6 +113,17 @@ class Pass:
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, name: Any) -> torch.Tensor:
         return torch.mm(x, weight.t(), out=self.buffer(name, x.shape[0], weight.shape[0]))
+
+    def _feed_forward(self, layer: int, x: torch.Tensor, attended: torch.Tensor,
+                      name: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer from attention's output on: the residual after attention, and what is to be added to it. What the way back
+        needs is kept under `name`."""
+        weights = self.model.merged[layer]
+        x, u = self._norm(x, self._linear(attended, weights[1], "added"), f"blk.{layer}.ffn_norm.weight", (name, 1))
+        gate_up = self._linear(u, weights[2], (name, "gate_up"))
+        hidden = self.buffer((name, "hidden"), len(x), gate_up.shape[1] // 2)
+        self.kernel("tf_swiglu", gate_up, hidden, len(x), hidden.shape[1])
+        return x, self._linear(hidden, weights[3], "added")
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """x [batch, tokens, width] f32, positions [batch, tokens], mask bool [batch, 1, tokens, tokens] within the causal
@@ -134,12 +148,7 @@ class Pass:
             split = torch.bmm(scores, v, out=buffer("split", *q.shape))
             merged = buffer((layer, "attended"), rows, heads * size)
             kernel("tf_merge_heads", split, merged, 0, batch, tokens, heads, size)
-            added = self._linear(merged, weights[1], "added")
-            x, u = self._norm(x, added, f"blk.{layer}.ffn_norm.weight", (layer, 1))
-            gate_up = self._linear(u, weights[2], (layer, "gate_up"))
-            hidden = buffer((layer, "hidden"), rows, gate_up.shape[1] // 2)
-            kernel("tf_swiglu", gate_up, hidden, rows, hidden.shape[1])
-            added = self._linear(hidden, weights[3], "added")
+            x, added = self._feed_forward(layer, x, merged, layer)
         return self._norm(x, added, "output_norm.weight", "last")[1].view(batch, tokens, width)
 
     def _caches(self, layer: int, rows: int, room: int) -> list[torch.Tensor]:
@@ -152,7 +161,8 @@ class Pass:
         batch, tokens, _ = prefix.shape
         kv_heads, size = self.model.shape.kv_heads, self.model.shape.head_dim
         positions = torch.arange(tokens).expand(batch, -1)
-        hidden = self.forward(prefix, positions, torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril().expand(batch, -1, -1, -1))
+        causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril().expand(batch, -1, -1, -1)
+        hidden = self.forward(prefix, positions, causal)
         for layer in range(self.model.layer_count):
             for name, cache in zip("kv", self._caches(layer, batch * copies, tokens + room)):
                 made = self.buffer((layer, name), batch, 1, kv_heads, tokens, size)
@@ -172,11 +182,7 @@ class Pass:
             qkv, attended = self._linear(u, weights[0], "step qkv"), self.buffer("step attended", rows, heads * size)
             kernel("tf_decode_attention", qkv, cos, sin, size ** -0.5, *self._caches(layer, rows, room), attended, rows,
                    position, room, heads, shape.kv_heads, size)
-            x, u = self._norm(x, self._linear(attended, weights[1], "step added"), f"blk.{layer}.ffn_norm.weight", ("step", 1))
-            gate_up = self._linear(u, weights[2], "step gate_up")
-            hidden = self.buffer("step hidden", rows, gate_up.shape[1] // 2)
-            kernel("tf_swiglu", gate_up, hidden, rows, hidden.shape[1])
-            added = self._linear(hidden, weights[3], "step added")
+            x, added = self._feed_forward(layer, x, attended, "step")
         return self._norm(x, added, "output_norm.weight", ("step", 0))[1]
 
     def backward(self, output: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
