@@ -49,6 +49,14 @@ broken "a trigger without a query" 's/query: max/querry: max/' keda
 sed 's/replicas: 2/replica: 2/' "$DIR/base.yaml" >"$DIR/broken.yaml"
 check "found: a field that Kubernetes does not know" eval '! fits 1.34 "$DIR/broken.yaml" >/dev/null'
 
+# --- the images: what .dockerignore lets in is all that the programs are made from
+in_image=$DIR/context
+mkdir "$in_image"
+sed -n '/gguf/d; s/^!//p' .dockerignore | while read -r path; do cp -r --parents $path "$in_image" 2>/dev/null; done # $path: a glob
+check "an image's build has every file that it needs" make -C "$in_image" --dry-run build
+mv "$in_image/tools/embed-status" "$DIR"
+check "found: a file that .dockerignore keeps out" eval '! make -C "$in_image" --dry-run build >/dev/null 2>&1'
+
 # --- metrics: rules, dashboard and autoscalers name what the programs register
 grep -rhoE '"tokenflex_[a-z_]+"' --include='*.c' common image tensor proto policy router encoder-svc llm-svc | tr -d '"' | sort -u >"$DIR/registered"
 named() { grep -ohE 'tokenflex_[a-z_]+' "$@" | sed -E 's/_(bucket|count|sum)$//' | sort -u | comm -23 - "$DIR/registered"; }
