@@ -12,8 +12,9 @@ import statistics
 import sys
 from pathlib import Path
 
+import cpu_profile
 import numpy as np
-from driver import Contestant, Program, alternate, compare, result
+from driver import Contestant, Program, alone, alternate, compare, result
 from photos import make_photos
 from stack import Stack
 
@@ -237,6 +238,23 @@ def parts_section() -> dict:
     return {"tables": [{"title": "Parts", "header": ["what", "ours", "peer"], "rows": rows}]}
 
 
+def profile_section() -> dict:
+    """outside_matrix_kernels_share_*: where a job's CPU time goes, by perf."""
+    reason = cpu_profile.Sampler.missing()
+    if reason:
+        print(f"profile: left out, {reason}", file=sys.stderr)
+        return {}
+    count, counts = 32 if QUICK else 200, {}
+    sampler = cpu_profile.Sampler(BUILD)
+    with Stack(BUILD, MODEL, sequences=SEQUENCES) as stack:
+        jobs_of(stack, 64, SMALL, 8)
+        pids = {name: process.pid for name, process in stack.processes.items()}
+        for tokens in (64, 256):
+            counts[tokens] = (count, sampler.sample(pids, lambda n=tokens: jobs_of(stack, n, SMALL, count)))
+    results = [alone(f"outside_matrix_kernels_share_{tokens}", "share", cpu_profile.outside(seconds)) for tokens, (_, seconds) in counts.items()]
+    return {"results": results, "tables": [cpu_profile.table_of(counts)]}
+
+
 def router_section() -> dict:
     """router_jobs_per_s: Redis and one router with tiers that answer at once, against the streams alone."""
     count = 4000 if QUICK else 20000
@@ -274,7 +292,7 @@ def scale_section() -> dict:
 
 
 SECTIONS = {"vit": vit_section, "prefill": prefill_section, "decode": decode_section, "decode32": decode32_section, "answers": answers_section, "jobs": jobs_section,
-            "router": router_section, "photos": photos_section, "parts": parts_section, "scale": scale_section}
+            "router": router_section, "photos": photos_section, "parts": parts_section, "profile": profile_section, "scale": scale_section}
 QUICK_SECTIONS = ("vit", "prefill", "decode", "decode32", "answers", "jobs", "router")
 
 
