@@ -180,7 +180,8 @@ $(B)/bench/instructions: $(B)/obj/bench/instructions.o $(CORE)
 	$(call say,LINK)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 bench-instructions: $(B)/bench/instructions ## count the AVX2 kernels' instructions (UPDATE=1: note them)
 	@BUILD=$(B) UPDATE=$(UPDATE) bench/instructions
-bench: packages ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictures to calibrate with)
+bench: ## measure against peers (QUICK=1: two minutes; DATA=DIR: pictures to calibrate with)
+	@tools/install-packages run bench
 	@$(MAKE) --no-print-directory -j$(JOBS) build model bench-programs
 	@BUILD=$(B) QUICK=$(QUICK) DATA=$(DATA) bench/run $(T)
 bench-programs: $(B)/bench/ours $(B)/bench/jobs $(B)/bench/fake_worker

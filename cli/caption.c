@@ -198,6 +198,7 @@ static tf_code start_stack(caption *self) {
                            .compute = config->compute,
                            .cpu = config->cpu,
                            .cache_dir = config->cache_dir,
+                           .cache_dir_mib = config->cache_dir_mib,
                            .max_pixels = config->max_pixels,
                            .drain_timeout_s = DRAIN_SECONDS,
                            .log_level = config->log_level};

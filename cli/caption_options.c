@@ -57,6 +57,8 @@ static const tf_option options[] = {
      "Instructions to use (auto: the best that there are)"},
     {"cache-dir", 0, TF_OPTION_STRING, FIELD(cache_dir), 0, 0, NULL, "DIR",
      "Where prepared weights are kept for the next start (off: nowhere); else ~/.cache/tokenflex"},
+    {"cache-dir-mib", 0, TF_OPTION_INT, FIELD(cache_dir_mib), 1, 1048576, "2048", "MiB",
+     "That they may take; those unused for longest go first"},
     {"redis", 0, TF_OPTION_LIST, FIELD(redis), 0, 0, NULL, "URL,...",
      "Use the deployment on this Redis (several: pictures are spread over them); start nothing"},
     {"queue", 0, TF_OPTION_STRING, FIELD(queue), 0, 0, "default", "NAME", "Queue"},

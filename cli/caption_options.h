@@ -14,7 +14,7 @@ typedef struct tf_caption_config {
   const char *compute, *cpu, *cache_dir; /* of a private stack */
   tf_string_list redis;                  /* none: a private stack */
   bool overwrite, retry_failed, upgrade, sidecar, recursive, no_recursive, null, shuffle, by_reference, verbose, quiet;
-  int64_t max_new_tokens, max_pixels, threads, limit, seed;
+  int64_t max_new_tokens, max_pixels, threads, cache_dir_mib, limit, seed;
   /* What follows from the words. */
   const char **names; /* files, folders, patterns: without "-" */
   size_t name_count;

@@ -137,6 +137,10 @@ static void add_cache_dir(const tf_stack_config *config, arguments *argv) {
     add(argv, "%s/.cache/tokenflex", home);
   else
     add(argv, "off");
+  if (config->cache_dir_mib > 0) {
+    add(argv, "--cache-dir-mib");
+    add(argv, "%lld", (long long)config->cache_dir_mib);
+  }
 }
 
 static void add_worker(const tf_stack *self, const tf_stack_config *config, arguments *argv) {

@@ -24,6 +24,7 @@ typedef struct tf_stack_config {
   bool allow_http, allow_private_addresses; /* what the encoder may fetch */
   const char *compute, *cpu;                /* as the workers' options; NULL: not given */
   const char *cache_dir;                    /* likewise; NULL: the user's own */
+  int64_t cache_dir_mib;                    /* that weights kept there may take; 0: as the workers have it */
   int64_t threads;                          /* each of encoder and LLM; 0: every core that this process may use */
   int64_t max_pixels;
   int64_t drain_timeout_s; /* how long the services finish what they have when they are stopped */

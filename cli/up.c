@@ -27,7 +27,7 @@ typedef struct up_config {
   tf_string_list allow_dirs;
   tf_curve_options curve;
   bool allow_http, allow_private_addresses, insecure;
-  int64_t threads, max_pixels, drain_timeout_s;
+  int64_t threads, max_pixels, cache_dir_mib, drain_timeout_s;
 } up_config;
 
 #define FIELD(name) offsetof(up_config, name)
@@ -62,6 +62,8 @@ static const tf_option options[] = {
      "Instructions to use (auto: the best that there are)"},
     {"cache-dir", 0, TF_OPTION_STRING, FIELD(cache_dir), 0, 0, NULL, "DIR",
      "Where prepared weights are kept for the next start (off: nowhere); else ~/.cache/tokenflex"},
+    {"cache-dir-mib", 0, TF_OPTION_INT, FIELD(cache_dir_mib), 1, 1048576, "2048", "MiB",
+     "That they may take; those unused for longest go first"},
     {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels", "Larger pictures are errors"},
     {"drain-timeout-s", 0, TF_OPTION_INT, FIELD(drain_timeout_s), 0, 3600, "30", "s",
      "How long jobs in hand are finished on a stop"},
@@ -190,6 +192,7 @@ static int run_up(up_config *config) {
                                   .compute = config->compute,
                                   .cpu = config->cpu,
                                   .cache_dir = config->cache_dir,
+                                  .cache_dir_mib = config->cache_dir_mib,
                                   .max_pixels = config->max_pixels,
                                   .drain_timeout_s = config->drain_timeout_s,
                                   .log_level = config->log_level,

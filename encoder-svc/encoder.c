@@ -53,11 +53,11 @@ static tf_code check_fit(const tf_encoder *self, const tf_model_dir *model, tf_e
   return TF_OK;
 }
 
-tf_code tf_encoder_load(const tf_model_dir *model, const char *cache_dir, tf_encoder **out, tf_error *error) {
+tf_code tf_encoder_load(const tf_model_dir *model, const tf_pack_place *cache, tf_encoder **out, tf_error *error) {
   *out = NULL;
   tf_encoder *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the encoder");
-  self->store = tf_pack_store_open(cache_dir, "encoder", model->pair_hash);
+  self->store = tf_pack_store_open(cache, "encoder", model->pair_hash);
   tf_code code = load_projector(model->adapter_path, self->store, &self->projector, error);
   if (code == TF_OK) code = load_vit(model->vision_path, self->store, &self->vit, error);
   if (code == TF_OK) code = check_fit(self, model, error);

@@ -6,13 +6,14 @@
 
 #include "image/image.h"
 #include "tensor/model_dir.h"
+#include "tensor/pack_store.h"
 #include "tensor/parallel.h"
 
 typedef struct tf_encoder tf_encoder;
 
-/* Maps vision.gguf and adapter.gguf (projector only), packs weights, or maps them from cache_dir (tensor/pack_store.h;
+/* Maps vision.gguf and adapter.gguf (projector only), packs weights, or maps them from cache (tensor/pack_store.h;
  * NULL: none). The caller frees. */
-tf_code tf_encoder_load(const tf_model_dir *model, const char *cache_dir, tf_encoder **out, tf_error *error);
+tf_code tf_encoder_load(const tf_model_dir *model, const tf_pack_place *cache, tf_encoder **out, tf_error *error);
 void tf_encoder_free(tf_encoder **self);
 int32_t tf_encoder_image_size(const tf_encoder *self); /* side of the square input, 224 */
 int32_t tf_encoder_llm_width(const tf_encoder *self);  /* columns of the output, 576 */

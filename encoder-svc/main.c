@@ -13,7 +13,7 @@ typedef struct settings {
   tf_service_options common;
   const char *model, *compute, *cpu, *cache_dir, *tensor_dtype;
   tf_string_list routers, allow_dirs;
-  int64_t threads, decode_threads, batch, jobs, feature_cache_mib, pixels_max, image_bytes_max;
+  int64_t threads, decode_threads, batch, jobs, feature_cache_mib, cache_dir_mib, pixels_max, image_bytes_max;
   int64_t fetch_timeout_ms, ack_timeout_ms, peer_timeout_ms, drain_timeout_s;
   bool allow_http, allow_private_addresses;
 } settings;
@@ -27,6 +27,7 @@ static const tf_option options[] = {
   {"compute", 0, TF_OPTION_CHOICE, AT(compute), 0, 0, "auto", TF_COMPUTE_CHOICES, "arithmetic of the matrix products; auto: the fastest that keeps the captions' quality"},
   {"cpu", 0, TF_OPTION_CHOICE, AT(cpu), 0, 0, "auto", TF_CPU_CHOICES, "instructions to use; auto: the best that there are"},
   {"cache-dir", 0, TF_OPTION_STRING, AT(cache_dir), 0, 0, "off", "DIR", "where weights are kept as the kernels want them, for the next start and for others on this machine; off: nowhere"},
+  {"cache-dir-mib", 0, TF_OPTION_INT, AT(cache_dir_mib), 1, 1048576, "2048", "MiB", "that the weights kept in --cache-dir may take, of all programs and models; those that nobody has used for longest go first"},
   {"decode-threads", 0, TF_OPTION_INT, AT(decode_threads), 0, TF_PIPELINE_DECODE_THREADS_MAX, "0", "threads", "that fetch files and decode; 0: half the allowed cores, at least 2"},
   {"batch", 'b', TF_OPTION_INT, AT(batch), 1, TF_PIPELINE_BATCH_MAX, "4", "images", "in one pass of the vision encoder at most"},
   {"jobs", 'j', TF_OPTION_INT, AT(jobs), 0, 4096, "0", "jobs", "taken at once, over all routers; 0: decode threads + 2 x batch"},
@@ -118,9 +119,10 @@ static tf_code start(void *context, const tf_service *service, tf_error *error) 
                            .allow_private_addresses = from->allow_private_addresses,
                            .timeout_ms = from->fetch_timeout_ms,
                            .bytes_max = (size_t)from->image_bytes_max};
+  tf_pack_place cache = {.folder = from->cache_dir, .bytes_max = (uint64_t)from->cache_dir_mib << 20};
   tf_health_set_ready(service->health, false, "loading the model");
   tf_code code = tf_model_dir_open(from->model, &self->model, error);
-  if (code == TF_OK) code = tf_encoder_load(&self->model, from->cache_dir, &self->encoder, error);
+  if (code == TF_OK) code = tf_encoder_load(&self->model, &cache, &self->encoder, error);
   if (code == TF_OK) code = make_cache(self, service->metrics, error);
   if (code == TF_OK) code = tf_fetcher_new(&fetch, &self->fetcher, error);
   if (code != TF_OK) return code;

@@ -100,7 +100,7 @@ static tf_code load_model(tf_engine *self, const tf_model_dir *dir, tf_error *er
   if (code == TF_OK) code = tf_tokenizer_load(self->file, &self->tokenizer, error);
   if (code == TF_OK) code = tf_chat_load(self->file, adapter, self->tokenizer, &self->chat, error);
   if (code == TF_OK) code = load_prompt(self, adapter, error);
-  if (code == TF_OK) self->store = tf_pack_store_open(self->config.cache_dir, "llm", dir->pair_hash);
+  if (code == TF_OK) self->store = tf_pack_store_open(&self->config.cache, "llm", dir->pair_hash);
   if (code == TF_OK) code = tf_llm_load(self->file, adapter, self->pool, self->store, &self->model, error);
   if (code == TF_OK) code = check_fit(self, adapter, error);
   if (code == TF_OK) tf_pack_store_save(self->store);

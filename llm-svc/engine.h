@@ -10,6 +10,7 @@
 #include "llm-svc/meter.h"
 #include "proto/wire.h"
 #include "tensor/model_dir.h"
+#include "tensor/pack_store.h"
 #include "tensor/parallel.h"
 
 typedef struct tf_engine tf_engine;
@@ -22,10 +23,10 @@ typedef struct tf_engine_config {
   uint32_t sequences_max;  /* in the running batch, at most batch_rows_max (default 32) */
   uint32_t waiting_max;    /* held beyond sequences_max; past it submit gives WORKER_FULL (default 256) */
   uint32_t kv_tokens_max;  /* capacity of the KV cache (default 16384) */
-  const char *cache_dir;   /* of packed weights (tensor/pack_store.h); NULL: none */
+  tf_pack_place cache;     /* of packed weights; folder NULL: none */
 } tf_engine_config;
 
-/* Maps llm.gguf and adapter.gguf (LoRA merged, default prompt), and packed weights where cache_dir has them. The caller
+/* Maps llm.gguf and adapter.gguf (LoRA merged, default prompt), and packed weights where the cache has them. The caller
  * frees. */
 tf_code tf_engine_load(const tf_model_dir *model, const tf_engine_config *config, tf_pool *pool, tf_engine **out,
                        tf_error *error);

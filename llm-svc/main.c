@@ -12,7 +12,7 @@ typedef struct settings {
   tf_service_options common;
   const char *model, *compute, *cpu, *cache_dir, *tensor_bind, *tensor_advertise;
   tf_string_list routers;
-  int64_t threads, kv_tokens, sequences, batch_rows, peer_timeout_ms, drain_timeout_s;
+  int64_t threads, kv_tokens, cache_dir_mib, sequences, batch_rows, peer_timeout_ms, drain_timeout_s;
   bool insecure;
 } settings;
 
@@ -25,6 +25,7 @@ static const tf_option options[] = {
   {"compute", 0, TF_OPTION_CHOICE, AT(compute), 0, 0, "auto", TF_COMPUTE_CHOICES, "arithmetic of the matrix products; auto: the fastest that keeps the captions' quality"},
   {"cpu", 0, TF_OPTION_CHOICE, AT(cpu), 0, 0, "auto", TF_CPU_CHOICES, "instructions to use; auto: the best that there are"},
   {"cache-dir", 0, TF_OPTION_STRING, AT(cache_dir), 0, 0, "off", "DIR", "where weights are kept as the kernels want them, for the next start and for others on this machine; off: nowhere"},
+  {"cache-dir-mib", 0, TF_OPTION_INT, AT(cache_dir_mib), 1, 1048576, "2048", "MiB", "that the weights kept in --cache-dir may take, of all programs and models; those that nobody has used for longest go first"},
   {"tensor-bind", 'b', TF_OPTION_STRING, AT(tensor_bind), 0, 0, "tcp://127.0.0.1:*", "ENDPOINT", "where encoders deliver vision tokens"},
   {"tensor-advertise", 0, TF_OPTION_STRING, AT(tensor_advertise), 0, 0, NULL, "ENDPOINT", "what encoders are told; unset: where --tensor-bind ended up"},
   {"kv-tokens", 0, TF_OPTION_INT, AT(kv_tokens), 64, 16777216, "16384", "tokens", "that the KV cache holds"},
@@ -66,7 +67,7 @@ static tf_code load_engine(process *self, tf_error *error) {
                              .sequences_max = (uint32_t)from->sequences,
                              .waiting_max = tf_llm_service_jobs_limit(jobs_max(from)),
                              .kv_tokens_max = (uint32_t)from->kv_tokens,
-                             .cache_dir = from->cache_dir};
+                             .cache = {.folder = from->cache_dir, .bytes_max = (uint64_t)from->cache_dir_mib << 20}};
   self->pool = tf_pool_new((int)from->threads);
   if (self->pool == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to start");
   return tf_engine_load(&self->model, &config, self->pool, &self->engine, error);

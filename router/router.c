@@ -98,8 +98,10 @@ static void on_hello(tf_router *self, const tf_message *message) {
 }
 
 static void on_window(tf_router *self, tf_worker *from, const tf_window *window) {
-  bool drained = from->draining;
+  bool drained = from->draining, alone = !from->has_window && !tf_workers_main_pair(self->workers);
   tf_workers_window(from, window);
+  /* The first pair: whoever waits for it need not wait for the next beat too. */
+  if (alone && tf_workers_main_pair(self->workers)) tf_upkeep_beat(self->upkeep);
   if (from->draining && !drained && from->role == TF_ROLE_LLM) tf_dispatch_llm_drains(self->dispatch, from);
 }
 

@@ -76,7 +76,7 @@ static void on_beaten(void *context, const redisReply *reply) {
   if (reply && reply->type == REDIS_REPLY_INTEGER) tf_redis_clock_set(self->parts.clock, reply->integer);
 }
 
-static void beat(tf_upkeep *self) {
+void tf_upkeep_beat(tf_upkeep *self) {
   const tf_worker *pair = tf_workers_main_pair(self->parts.workers);
   char counts[TF_HELLO_COUNTS_MAX * 12] = "";
   size_t used = 0;
@@ -128,7 +128,7 @@ void tf_upkeep_release_pending(tf_upkeep *self) {
 static void on_beat_timer(void *context) {
   tf_upkeep *self = context;
   if (!tf_scripts_is_ready(self->parts.scripts)) return;
-  beat(self);
+  tf_upkeep_beat(self);
   /* A job that found no workers for a whole lease is better off with any router that has some. */
   int64_t now_ms = tf_now_ms(), lease_ms = self->parts.config->lease_ms;
   release(self, now_ms - lease_ms, now_ms - TF_SUSPECT_PATIENCE * lease_ms, 500);
@@ -281,7 +281,7 @@ void tf_upkeep_free(tf_upkeep **self) {
 
 void tf_upkeep_kick(tf_upkeep *self) {
   renew(self);
-  beat(self);
+  tf_upkeep_beat(self);
 }
 
 static void on_left(void *context, const redisReply *reply) {

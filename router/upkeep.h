@@ -32,6 +32,8 @@ tf_code tf_upkeep_new(const tf_upkeep_parts *parts, tf_upkeep **out);
 void tf_upkeep_free(tf_upkeep **self);
 /* Redis is (back) there: leases first of all. */
 void tf_upkeep_kick(tf_upkeep *self);
+/* Says now what the timer would within the second: that this router lives, and its pair of workers. */
+void tf_upkeep_beat(tf_upkeep *self);
 /* Hands back every job that no worker has yet. */
 void tf_upkeep_release_pending(tf_upkeep *self);
 /* Hands back everything, takes this router off the list, and calls `left` when Redis has answered (or can't). */

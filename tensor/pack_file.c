@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -34,6 +35,7 @@ typedef struct header {
 _Static_assert(sizeof(entry) % 8 == 0 && sizeof(header) % 8 == 0, "no padding that a checksum would see");
 
 struct tf_pack_file {
+  int fd;    /* holds the lock that says that somebody uses the file */
   char *map; /* the file; at a boundary of large pages */
   void *reserved;
   size_t bytes, reserved_bytes;
@@ -126,8 +128,13 @@ tf_code tf_pack_file_open(const char *path, const char *key, tf_pack_file **out,
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* of a pipe too: that is then refused */
   if (fd < 0) return errno == ENOENT || errno == ENOTDIR ? TF_OK : tf_fail(error, TF_ERR_IO, "%s", strerror(errno));
   tf_pack_file *self = calloc(1, sizeof *self);
-  tf_code code = self != NULL ? load(self, fd, key, error) : tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory");
-  close(fd);
+  if (self == NULL) {
+    close(fd);
+    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory");
+  }
+  self->fd = fd;
+  flock(fd, LOCK_SH | LOCK_NB); /* where there are no locks, a file in use may be removed, and stays mapped */
+  tf_code code = load(self, fd, key, error);
   if (code != TF_OK)
     tf_pack_file_close(&self);
   else
@@ -138,9 +145,20 @@ tf_code tf_pack_file_open(const char *path, const char *key, tf_pack_file **out,
 void tf_pack_file_close(tf_pack_file **self) {
   if (*self == NULL) return;
   if ((*self)->reserved != NULL) munmap((*self)->reserved, (*self)->reserved_bytes);
+  close((*self)->fd);
   free((*self)->table);
   free(*self);
   *self = NULL;
+}
+
+bool tf_pack_file_remove(int folder, const char *name) {
+  struct stat status;
+  int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+  if (fd < 0) return false;
+  bool unused = fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && flock(fd, LOCK_EX | LOCK_NB) == 0;
+  bool gone = unused && unlinkat(folder, name, 0) == 0;
+  close(fd);
+  return gone;
 }
 
 void *tf_pack_file_blob(const tf_pack_file *self, const char *name, const char *form, size_t bytes, tf_error *error) {
@@ -236,6 +254,12 @@ static tf_code write_file(const char *path, const header *head, const entry *tab
   if (failed == 0) return TF_OK;
   unlink(temporary);
   return tf_fail(error, failed == ECANCELED ? TF_ERR_CANCELLED : TF_ERR_IO, "%s", strerror(failed));
+}
+
+uint64_t tf_pack_file_bytes(const tf_pack_blob *blobs, size_t count) {
+  uint64_t bytes = align_up(sizeof(header) + count * sizeof(entry));
+  for (size_t i = 0; i < count; i++) bytes += align_up(blobs[i].bytes);
+  return bytes;
 }
 
 static int blobs_by_name(const void *a, const void *b) {

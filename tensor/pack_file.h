@@ -6,6 +6,7 @@
 #define TF_TENSOR_PACK_FILE_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,7 +24,8 @@ typedef struct tf_pack_blob {
 
 typedef struct tf_pack_file tf_pack_file;
 
-/* *out NULL with TF_OK: no such file. key: as it was written. The caller closes, after the last use of a blob.
+/* *out NULL with TF_OK: no such file. key: as it was written. The caller closes, after the last use of a blob. While it
+ * is open it has a shared lock, which tf_pack_file_remove respects.
  * Errors: IO, INVALID_FORMAT (damaged, cut short, of another key or layout), OUT_OF_MEMORY. */
 tf_code tf_pack_file_open(const char *path, const char *key, tf_pack_file **out, tf_error *error);
 void tf_pack_file_close(tf_pack_file **self);
@@ -31,6 +33,10 @@ void tf_pack_file_close(tf_pack_file **self);
  * which). Reads all of it. Any thread. */
 void *tf_pack_file_blob(const tf_pack_file *self, const char *name, const char *form, size_t bytes, tf_error *error);
 
+/* Bytes that a file of these blobs takes at most. */
+uint64_t tf_pack_file_bytes(const tf_pack_blob *blobs, size_t count);
+/* Removes the file unless some process has it open (or it is none); whether it is gone. folder: a descriptor. */
+bool tf_pack_file_remove(int folder, const char *name);
 /* Writes a new file and puts it in the place of what is at path, at once. Names differ. stop: looked at on the way; may
  * be NULL. Errors: IO, OUT_OF_MEMORY, CANCELLED; nothing of it is left then. */
 tf_code tf_pack_file_write(const char *path, const char *key, const tf_pack_blob *blobs, size_t count,

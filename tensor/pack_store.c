@@ -29,14 +29,15 @@ enum {
   NAME_BYTES_MAX = 128,
   ROLE_BYTES_MAX = 32,
   HASH_DIGITS = 32,
-  FILES_A_ROLE_MAX = 4, /* models, arithmetics and versions used by turns */
-  ENTRIES_MAX = 10000,  /* of the folder, looked at when old files go */
-  TORN_S = 3600         /* what is still being written is younger */
+  ENTRIES_MAX = 10000, /* of the folder, looked at when old files go */
+  TORN_S = 3600        /* what is still being written is younger */
 };
+static const char LETTERS[] = "abcdefghijklmnopqrstuvwxyz", DIGITS[] = "0123456789abcdef";
 static const char ENDING[] = ".weights", TORN_ENDING[] = ".tmp";
 
 struct tf_pack_store {
   char folder[PATH_BYTES_MAX], role[ROLE_BYTES_MAX], path[PATH_BYTES_MAX + NAME_BYTES_MAX], key[TF_PACK_KEY_BYTES];
+  uint64_t bytes_max;
   tf_pack_file *file;    /* NULL: none that is good */
   pthread_mutex_t mutex; /* guards all below */
   tf_pack_blob *blobs;   /* taken so far */
@@ -79,12 +80,14 @@ static bool make_folder(const char *folder) {
   return mkdir(path, 0700) == 0 || errno == EEXIST;
 }
 
-tf_pack_store *tf_pack_store_open(const char *folder, const char *role, const char *content) {
+tf_pack_store *tf_pack_store_open(const tf_pack_place *place, const char *role, const char *content) {
+  const char *folder = place != NULL ? place->folder : NULL;
   if (folder == NULL || folder[0] == '\0' || strcmp(folder, "off") == 0) return NULL;
-  assert(strchr(role, '/') == NULL && strlen(role) < ROLE_BYTES_MAX);
+  assert(strspn(role, LETTERS) == strlen(role) && strlen(role) < ROLE_BYTES_MAX);
   tf_pack_store *self = calloc(1, sizeof *self);
   if (self == NULL) return NULL;
   pthread_mutex_init(&self->mutex, NULL);
+  self->bytes_max = place->bytes_max;
   snprintf(self->role, sizeof self->role, "%s", role);
   int size = snprintf(self->folder, sizeof self->folder, "%s", folder);
   if (size < 0 || (size_t)size >= sizeof self->folder || !name_file(self, content)) {
@@ -161,70 +164,76 @@ static bool ends_with(const char *text, const char *end) {
   return size >= end_size && strcmp(text + size - end_size, end) == 0;
 }
 
-/* One of this role's files: ROLE-HASH.weights, or with more behind it where it is being written. */
-static bool is_ours(const tf_pack_store *self, const char *name, const char *ending) {
-  size_t role = strlen(self->role);
-  return strncmp(name, self->role, role) == 0 && name[role] == '-' &&
-         strspn(name + role + 1, "0123456789abcdef") == HASH_DIGITS &&
-         strncmp(name + role + 1 + HASH_DIGITS, ENDING, sizeof ENDING - 1) == 0 && ends_with(name, ending);
+/* A file of some role: ROLE-HASH.weights, or with more behind it where it is being written. */
+static bool is_ours(const char *name, const char *ending) {
+  const char *hash = name + strspn(name, LETTERS);
+  return hash > name && *hash == '-' && strspn(hash + 1, DIGITS) == HASH_DIGITS &&
+         strncmp(hash + 1 + HASH_DIGITS, ENDING, sizeof ENDING - 1) == 0 && ends_with(name, ending) &&
+         strlen(name) < NAME_BYTES_MAX;
 }
 
 typedef struct used_file {
   char name[NAME_BYTES_MAX];
   struct timespec used;
+  uint64_t bytes;
 } used_file;
 
-static bool is_newer(const used_file *a, const used_file *b) {
-  if (a->used.tv_sec != b->used.tv_sec) return a->used.tv_sec > b->used.tv_sec;
-  return a->used.tv_nsec > b->used.tv_nsec;
+static int by_use(const void *a, const void *b) { /* the oldest first */
+  const struct timespec *x = &((const used_file *)a)->used, *y = &((const used_file *)b)->used;
+  if (x->tv_sec != y->tv_sec) return x->tv_sec < y->tv_sec ? -1 : 1;
+  return (x->tv_nsec > y->tv_nsec) - (x->tv_nsec < y->tv_nsec);
 }
 
-/* Puts the file among those that stay, the newest first; what falls out at the end is removed. */
-static void keep_newest(int folder, used_file *kept, size_t *count, used_file one) {
-  for (size_t i = 0; i < *count; i++) {
-    if (!is_newer(&one, &kept[i])) continue;
-    used_file older = kept[i];
-    kept[i] = one;
-    one = older;
-  }
-  if (*count < FILES_A_ROLE_MAX)
-    kept[(*count)++] = one;
-  else
-    unlinkat(folder, one.name, 0);
-}
-
-/* Leaves the FILES_A_ROLE_MAX files that were used last, and nothing that a killed process began. Processes that have
- * one of the others mapped keep it. */
-static void remove_old(const tf_pack_store *self) {
-  used_file kept[FILES_A_ROLE_MAX];
-  size_t count = 0;
-  DIR *folder = opendir(self->folder);
-  if (folder == NULL) return;
-  int fd = dirfd(folder);
+/* What a killed process began goes at once; all else that is there, but for this store's own file, is listed. */
+static size_t list_files(const tf_pack_store *self, DIR *folder, used_file *files, size_t most) {
+  const char *own = strrchr(self->path, '/') + 1;
   const struct dirent *item;
-  for (int seen = 0; seen < ENTRIES_MAX && (item = readdir(folder)) != NULL; seen++) {
+  size_t count = 0;
+  for (int seen = 0; seen < ENTRIES_MAX && count < most && (item = readdir(folder)) != NULL; seen++) {
     struct stat status;
-    bool torn = is_ours(self, item->d_name, TORN_ENDING), whole = is_ours(self, item->d_name, ENDING);
-    if ((!torn && !whole) || strlen(item->d_name) >= NAME_BYTES_MAX) continue;
-    if (fstatat(fd, item->d_name, &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode)) continue;
-    used_file one = {.used = status.st_mtim};
-    memcpy(one.name, item->d_name, strlen(item->d_name) + 1);
-    if (whole)
-      keep_newest(fd, kept, &count, one);
-    else if (time(NULL) - status.st_mtime > TORN_S)
-      unlinkat(fd, one.name, 0);
+    bool torn = is_ours(item->d_name, TORN_ENDING), whole = is_ours(item->d_name, ENDING);
+    if ((!torn && !whole) || strcmp(item->d_name, own) == 0) continue;
+    if (fstatat(dirfd(folder), item->d_name, &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode)) continue;
+    if (torn && time(NULL) - status.st_mtime > TORN_S && unlinkat(dirfd(folder), item->d_name, 0) == 0) continue;
+    used_file *one = &files[count++];
+    memcpy(one->name, item->d_name, strlen(item->d_name) + 1);
+    one->used = status.st_mtim;
+    one->bytes = (uint64_t)status.st_size;
   }
+  return count;
+}
+
+/* Whether this store's own file finds room with `bytes`; the files that were used least lately go for it. */
+static bool make_room(const tf_pack_store *self, uint64_t bytes) {
+  if (bytes > self->bytes_max) return false;
+  uint64_t left = self->bytes_max - bytes, taken = 0;
+  DIR *folder = opendir(self->folder);
+  if (folder == NULL) return true;
+  used_file *files = malloc(ENTRIES_MAX * sizeof *files);
+  size_t count = files != NULL ? list_files(self, folder, files, ENTRIES_MAX) : 0;
+  if (count > 0) qsort(files, count, sizeof *files, by_use);
+  for (size_t i = 0; i < count; i++) taken += files[i].bytes;
+  for (size_t i = 0; i < count && taken > left; i++) {
+    if (!ends_with(files[i].name, ENDING) || !tf_pack_file_remove(dirfd(folder), files[i].name)) continue;
+    taken -= files[i].bytes;
+    tf_log_info("weights_removed", TF_STR("folder", self->folder), TF_STR("file", files[i].name));
+  }
+  free(files);
   closedir(folder);
+  return taken <= left;
 }
 
 static void write_now(tf_pack_store *self) {
   tf_error error = {.text = "no memory to note what was packed"};
   tf_code code = self->forgot ? TF_ERR_OUT_OF_MEMORY : TF_OK;
   if (code == TF_OK && !make_folder(self->folder)) code = tf_fail(&error, TF_ERR_IO, "%s", strerror(errno));
+  uint64_t bytes = tf_pack_file_bytes(self->blobs, self->count);
+  if (code == TF_OK && !make_room(self, bytes))
+    code = tf_fail(&error, TF_ERR_IO, "no room for %" PRIu64 " MiB among the %" PRIu64 " that the folder may take",
+                   bytes >> 20, self->bytes_max >> 20);
   if (code == TF_OK) code = tf_pack_file_write(self->path, self->key, self->blobs, self->count, &self->stop, &error);
   if (code == TF_OK) {
     tf_log_info("weights_kept", TF_STR("file", self->path));
-    remove_old(self);
   } else if (code != TF_ERR_CANCELLED) {
     warn(self, "weights_not_kept", error.text);
   }
@@ -240,6 +249,7 @@ void tf_pack_store_save(tf_pack_store *self) {
   if (!self->fresh) {
     utimensat(AT_FDCWD, self->path, NULL, 0); /* used now; where that can't be noted, nothing is lost */
     tf_log_info("weights_mapped", TF_STR("file", self->path));
+    make_room(self, tf_pack_file_bytes(self->blobs, self->count)); /* the bound may be another one now */
     return;
   }
   self->writing = pthread_create(&self->writer, NULL, writer_main, self) == 0;

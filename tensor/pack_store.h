@@ -7,18 +7,27 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* Raised whenever the same weights come to lie otherwise, or are rounded otherwise (tests/unit/test_pack_store.c sees
  * it): files of before are then packed anew. */
 enum { TF_PACK_LAYOUT_VERSION = 1 };
 
+/* folder: made where it is not there; NULL, "" or "off": nowhere. bytes_max: that the files of all roles in it take
+ * together. Before one is written, those that nobody has used for longest go, but for what some process has mapped;
+ * where that is not enough, it is not written. */
+typedef struct tf_pack_place {
+  const char *folder;
+  uint64_t bytes_max;
+} tf_pack_place;
+
 typedef struct tf_pack_store tf_pack_store;
 
-/* folder: made where it is not there; NULL, "" or "off": no store. role: of this program, no '/'. content: names what
- * is packed by its content (the model's pair hash). Both and the processor's level and arithmetic (cpu.h) make the
- * file's name and key. NULL: no store, which all of the functions below take. The caller ends it
- * (tf_pack_store_end), frees the weights, and closes it. */
-tf_pack_store *tf_pack_store_open(const char *folder, const char *role, const char *content);
+/* place: NULL as nowhere. role: of this program, lower-case letters. content: names what is packed by its content (the
+ * model's pair hash). Both and the processor's level and arithmetic (cpu.h) make the file's name and key. NULL: no
+ * store, which all of the functions below take. The caller ends it (tf_pack_store_end), frees the weights, and closes
+ * it. */
+tf_pack_store *tf_pack_store_open(const tf_pack_place *place, const char *role, const char *content);
 void tf_pack_store_close(tf_pack_store **self);
 
 /* Memory for `bytes`, aligned to 64. *filled: it holds the blob, is read only, and the store's until it is closed. Else
@@ -26,7 +35,7 @@ void tf_pack_store_close(tf_pack_store **self);
  * this blob alone; form: how it lies. NULL: out of memory. Any thread. */
 void *tf_pack_store_take(tf_pack_store *self, const char *name, const char *form, size_t bytes, bool *filled);
 /* Once all is packed, and nothing is taken any more: begins to write the file where anything was not in it, on a thread
- * of its own: nobody waits for it. Then the files of this role that nobody has used for longest go. */
+ * of its own: nobody waits for it. */
 void tf_pack_store_save(tf_pack_store *self);
 /* Before any of the weights are freed: the writing is over, or given up. */
 void tf_pack_store_end(tf_pack_store *self);

@@ -22,6 +22,7 @@
 #include "tensor/pack_file.h"
 
 enum { OUT = 40, OUT2 = 23, IN = 72, ROWS = 5, LINEARS = 3, WAIT_MS = 20000 };
+#define PLACE(where) (&(tf_pack_place){.folder = (where), .bytes_max = 1 << 30})
 static const char CONTENT[] = "0123456789abcdef0123456789abcdef";
 
 /* ---- matrices, and a folder ---- */
@@ -127,7 +128,7 @@ static outcome load(const char *at, const char *content, const matrices *from, c
   tf_linear *linears[LINEARS];
   float *got = malloc(RESULTS * sizeof *got);
   uint64_t before = wait_for != NULL ? inode_of(wait_for) : 0;
-  tf_pack_store *store = tf_pack_store_open(at, "tests", content);
+  tf_pack_store *store = tf_pack_store_open(PLACE(at), "tests", content);
   cr_assert_not_null(store);
   pack_all(from, store, linears);
   bool mapped = linears[0]->kept && linears[1]->kept && linears[2]->kept;
@@ -158,7 +159,7 @@ static float *expect(const matrices *from) {
 /* The path of the file for CONTENT, by writing it once. */
 static void write_first(const matrices *from, const float *expected, char path[512]) {
   tf_linear *linears[LINEARS];
-  tf_pack_store *store = tf_pack_store_open(folder, "tests", CONTENT);
+  tf_pack_store *store = tf_pack_store_open(PLACE(folder), "tests", CONTENT);
   int64_t until_ms = tf_now_ms() + WAIT_MS;
   pack_all(from, store, linears);
   tf_pack_store_save(store);
@@ -204,7 +205,7 @@ Test(pack_store, every_arithmetic_and_content_has_a_file_of_its_own, .timeout = 
   cr_assert_eq(tf_cpu_use("portable", "f32", &error), TF_OK);
   float *expected = expect(from);
   write_first(from, expected, path);
-  tf_pack_store *other = tf_pack_store_open(folder, "tests", "another model");
+  tf_pack_store *other = tf_pack_store_open(PLACE(folder), "tests", "another model");
   bool filled = true;
   void *memory = tf_pack_store_take(other, "single", "f32", 64, &filled);
   cr_assert(memory != NULL && !filled);
@@ -213,7 +214,7 @@ Test(pack_store, every_arithmetic_and_content_has_a_file_of_its_own, .timeout = 
   tf_huge_free(memory);
   if (tf_cpu_use("avx2", "f32", &error) == TF_OK) {
     tf_linear *linears[LINEARS];
-    tf_pack_store *store = tf_pack_store_open(folder, "tests", CONTENT);
+    tf_pack_store *store = tf_pack_store_open(PLACE(folder), "tests", CONTENT);
     pack_all(from, store, linears);
     for (int i = 0; i < LINEARS; i++) cr_assert_not(linears[i]->kept);
     free_all(linears); /* not saved */
@@ -254,7 +255,7 @@ Test(pack_store, damaged_files_are_packed_anew, .timeout = 120) {
     tf_error error;
     tf_linear *linears[LINEARS];
     float *got = malloc(RESULTS * sizeof *got);
-    tf_pack_store *store = tf_pack_store_open(folder, "tests", CONTENT);
+    tf_pack_store *store = tf_pack_store_open(PLACE(folder), "tests", CONTENT);
     pack_all(from, store, linears);
     apply_all(from, linears, got);
     cr_assert_eq(memcmp(got, expected, RESULTS * sizeof *got), 0, "byte %ld", at);
@@ -288,7 +289,8 @@ Test(pack_store, foreign_files_are_refused, .timeout = 120) {
   write_first(from, expected, path);
   snprintf(command, sizeof command, "mkdir '%s/more' && cp '%s' '%s/more/kept'", folder, path, folder);
   cr_assert_eq(system(command), 0);
-  tf_pack_store *other = tf_pack_store_open(folder, "tests", "another model"); /* its file: this one's, renamed */
+  tf_pack_store *other =
+      tf_pack_store_open(PLACE(folder), "tests", "another model"); /* its file: this one's, renamed */
   tf_linear *linears[LINEARS];
   pack_all(from, other, linears);
   tf_pack_store_save(other);
@@ -300,7 +302,7 @@ Test(pack_store, foreign_files_are_refused, .timeout = 120) {
   cr_assert_eq(count_files(folder, NULL), 2);
   snprintf(command, sizeof command, "for f in '%s'/*.weights; do cp '%s/more/kept' \"$f\"; done", folder, folder);
   cr_assert_eq(system(command), 0);
-  other = tf_pack_store_open(folder, "tests", "another model");
+  other = tf_pack_store_open(PLACE(folder), "tests", "another model");
   pack_all(from, other, linears);
   for (int i = 0; i < LINEARS; i++) cr_assert_not(linears[i]->kept);
   free_all(linears);
@@ -329,10 +331,12 @@ Test(pack_store, what_can_not_be_written_is_done_without, .timeout = 120) {
   char *longest = malloc(9000);
   memset(longest, 'x', 8999);
   longest[8999] = '\0';
-  cr_assert_null(tf_pack_store_open(longest, "tests", CONTENT));
+  cr_assert_null(tf_pack_store_open(PLACE(longest), "tests", CONTENT));
   free(longest);
-  cr_assert(tf_pack_store_open(NULL, "tests", CONTENT) == NULL && tf_pack_store_open("", "tests", CONTENT) == NULL &&
-            tf_pack_store_open("off", "tests", CONTENT) == NULL);
+  cr_assert(tf_pack_store_open(NULL, "tests", CONTENT) == NULL &&
+            tf_pack_store_open(PLACE(NULL), "tests", CONTENT) == NULL &&
+            tf_pack_store_open(PLACE(""), "tests", CONTENT) == NULL &&
+            tf_pack_store_open(PLACE("off"), "tests", CONTENT) == NULL);
   /* A disk that gets full: no file may grow past 4,096 bytes. */
   signal(SIGXFSZ, SIG_IGN);
   struct rlimit limit = {.rlim_cur = 4096, .rlim_max = RLIM_INFINITY};
@@ -374,7 +378,7 @@ Test(pack_store, processes_that_start_at_once_all_work, .timeout = 240) {
       if (pids[i] != 0) continue;
       tf_linear *linears[LINEARS];
       float *got = malloc(RESULTS * sizeof *got);
-      tf_pack_store *store = tf_pack_store_open(folder, "tests", CONTENT);
+      tf_pack_store *store = tf_pack_store_open(PLACE(folder), "tests", CONTENT);
       pack_all(from, store, linears);
       tf_pack_store_save(store);
       if (i % 2) usleep(20000); /* the others give up writing at once */
@@ -404,42 +408,81 @@ Test(pack_store, processes_that_start_at_once_all_work, .timeout = 240) {
   free(from);
 }
 
-Test(pack_store, old_files_go_and_others_stay, .timeout = 120) {
-  matrices *from = make_matrices();
-  float *expected = expect(from);
-  char path[512], name[600];
-  make_folder();
-  for (int i = 0; i < 7; i++) { /* of this role, the first the oldest */
-    snprintf(name, sizeof name, "touch -d '%d hours ago' '%s/tests-%032d.weights'", 20 - i, folder, i);
-    cr_assert_eq(system(name), 0);
-  }
-  snprintf(name, sizeof name,
-           "cd '%s' && touch -d '9 days ago' other-%032d.weights tests-notes.weights 'tests-%032d.weights.x' "
-           "tests-%032d.weights.0123.tmp && touch tests-%032d.weights.4567.tmp",
-           folder, 1, 2, 3, 4);
-  cr_assert_eq(system(name), 0);
+/* A file of zeroes, used `hours` ago. */
+static void leave_file(const char *name, long bytes, int hours) {
+  char command[800];
+  snprintf(command, sizeof command, "cd '%s' && truncate -s %ld '%s' && touch -d '%d hours ago' '%s'", folder, bytes,
+           name, hours, name);
+  cr_assert_eq(system(command), 0);
+}
+
+static bool is_there(const char *name) {
+  char path[600];
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  return access(path, F_OK) == 0;
+}
+
+/* A start within so many bytes. It leaves a file if `writes`: waits until there are `files`. */
+static void start_within(const matrices *from, const char *content, long bytes_max, bool writes, int files) {
   tf_linear *linears[LINEARS];
-  tf_pack_store *store = tf_pack_store_open(folder, "tests", CONTENT);
+  tf_pack_place place = {.folder = folder, .bytes_max = (uint64_t)bytes_max};
+  int64_t until_ms = tf_now_ms() + WAIT_MS;
+  tf_pack_store *store = tf_pack_store_open(&place, "tests", content);
   pack_all(from, store, linears);
   tf_pack_store_save(store);
-  int64_t until_ms = tf_now_ms() + WAIT_MS;
-  while (count_files(folder, path) > 6 && tf_now_ms() < until_ms) usleep(1000);
-  usleep(20000);
+  while (writes && count_files(folder, NULL) != files && tf_now_ms() < until_ms) usleep(1000);
+  usleep(20000); /* and where nothing is to be written, a moment in which it could be */
   tf_pack_store_end(store);
   free_all(linears);
   tf_pack_store_close(&store);
-  cr_assert_eq(count_files(folder, NULL), 6, "the new one, the three before, another role's, a stranger's");
-  static const char *const there[] = {"tests-%032d.weights", "other-%032d.weights", "tests-%032d.weights.x",
-                                      "tests-%032d.weights.4567.tmp"};
-  static const int numbers[] = {6, 1, 2, 4};
-  for (size_t i = 0; i < sizeof there / sizeof *there; i++) {
-    int end = snprintf(name, sizeof name, "%s/", folder);
-    snprintf(name + end, sizeof name - (size_t)end, there[i], numbers[i]);
-    cr_assert_eq(access(name, F_OK), 0, "%s", name);
-  }
-  snprintf(name, sizeof name, "%s/tests-%032d.weights.0123.tmp", folder, 3);
-  cr_assert_neq(access(name, F_OK), 0, "what a killed process began is gone");
+  cr_assert_eq(count_files(folder, NULL), files, "%s: %d files", content, count_files(folder, NULL));
+}
+
+static const char OLD[] = "tests-00000000000000000000000000000001.weights",
+                  OTHERS[] = "other-00000000000000000000000000000002.weights",
+                  YOUNG[] = "tests-00000000000000000000000000000003.weights", NOTES[] = "tests-notes.weights",
+                  TORN[] = "tests-00000000000000000000000000000004.weights.0123.tmp",
+                  BEGUN[] = "tests-00000000000000000000000000000004.weights.4567.tmp";
+
+Test(pack_store, the_folder_stays_within_its_bytes, .timeout = 120) {
+  matrices *from = make_matrices();
+  float *expected = expect(from);
+  char path[512];
+  struct stat status;
+  make_folder();
+  write_first(from, expected, path);
+  cr_assert_eq(stat(path, &status), 0);
+  long size = (long)status.st_size, slack = 1024;
+  leave_file(OLD, size, 20);
+  leave_file(OTHERS, size, 10);
+  leave_file(YOUNG, size, 1);
+  leave_file(NOTES, 100 * size, 200); /* a stranger's: it does not count, and stays */
+  leave_file(TORN, size, 9 * 24);     /* what a killed process began */
+  leave_file(BEGUN, size, 0);         /* what another writes now: it counts, and stays */
+  /* There: the first one, OLD, OTHERS, YOUNG, NOTES. Room for four, one of them BEGUN. */
+  start_within(from, "the second", 4 * size + slack, true, 4);
+  cr_assert(!is_there(OLD) && !is_there(OTHERS) && !is_there(TORN), "those unused for longest go");
+  cr_assert(is_there(YOUNG) && is_there(NOTES) && is_there(BEGUN) && access(path, F_OK) == 0);
+  /* The first one is in use now; however long ago that began, it stays, and younger ones go. */
+  tf_linear *linears[LINEARS];
+  tf_pack_store *user = tf_pack_store_open(PLACE(folder), "tests", CONTENT);
+  pack_all(from, user, linears);
+  cr_assert(linears[0]->kept);
+  leave_file(strrchr(path, '/') + 1, size, 300);
+  start_within(from, "the third", 3 * size + slack, true, 3);
+  cr_assert(!is_there(YOUNG) && is_there(NOTES) && is_there(BEGUN) && access(path, F_OK) == 0);
+  /* No room that could be made, none at all: nothing is written. */
+  start_within(from, "the fourth", 2 * size + slack, false, 2);
+  start_within(from, "the fifth", size - 1, false, 2);
+  cr_assert(access(path, F_OK) == 0, "the one in use stays");
+  free_all(linears);
+  tf_pack_store_close(&user);
+  /* A start that finds its file keeps the bound too, should that be another one than before. */
+  leave_file(OLD, size, 20);
   cr_assert_eq(load(folder, CONTENT, from, expected, NULL), MAPPED);
+  cr_assert(is_there(OLD));
+  start_within(from, CONTENT, 2 * size + slack, false, 2);
+  cr_assert(!is_there(OLD) && access(path, F_OK) == 0);
   remove_folder();
   free(expected);
   free(from);

@@ -116,6 +116,12 @@ def result(name: str, unit: str, ours: Contestant, peer: Contestant, everybody: 
             "rounds": len(ratios), "ours_name": ours.name, "contestants": [one.row() for one in everybody]}
 
 
+def alone(name: str, unit: str, value: float) -> dict:
+    """An entry of results.json that no peer stands beside: a property of ours."""
+    print(f"{name:34} {value:10.2f} {'':10} {unit:12}", file=sys.stderr, flush=True)
+    return {"name": name, "ours": round(value, 4), "peer": None, "peer_name": "", "unit": unit, "ratio": None, "rounds": 1, "contestants": []}
+
+
 def environment_without_tokenflex() -> dict[str, str]:
     """The user's settings must not change what is measured, but for kernels chosen on purpose."""
     kept = {"TOKENFLEX_COMPUTE", "TOKENFLEX_CPU"}

@@ -10,10 +10,12 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
+import cpu_profile
 import numpy as np
-from driver import Contestant, Program, alternate, compare, result
+from driver import Contestant, Program, alone, alternate, compare, result
 from photos import make_photos
 from stack import Stack
 
@@ -212,6 +214,25 @@ def photos_section() -> dict:
 
 # ---- 4. parts, 5. scale ----
 
+def start_up() -> dict:
+    """Time and CPU time of a start to ready: without a folder for packed weights, filling one, and from a full one."""
+    kinds = ("none", "empty", "filled")
+    columns = {kind: {"wall": [], "encoder 0": [], "llm 0": []} for kind in kinds}
+    for _ in range(2 if QUICK else ROUNDS):
+        with tempfile.TemporaryDirectory(prefix="tokenflex-weights-") as name:
+            folder = Path(name)
+            for kind in kinds:
+                with Stack(BUILD, MODEL, sequences=SEQUENCES, cache=None if kind == "none" else folder) as stack:
+                    columns[kind]["wall"].append(stack.started_s)
+                    for process in ("encoder 0", "llm 0"):
+                        columns[kind][process].append(stack.cpu_s(process))
+                    if kind == "empty":  # written behind the start's back
+                        stack.wait(lambda: len(list(folder.glob("*.weights"))) == 2)
+    rows = [[kind] + [f"{statistics.median(values) * 1000:.0f}" for values in columns[kind].values()] for kind in kinds]
+    header = ["folder of packed weights", "all four ready, ms", "encoder, CPU ms", "LLM, CPU ms"]
+    return {"title": f"Start-up, medians of {len(columns['none']['wall'])}", "header": header, "rows": rows}
+
+
 def parts_section() -> dict:
     """What lies between the models."""
     calls = 5 if QUICK else 20
@@ -234,7 +255,24 @@ def parts_section() -> dict:
             rows.append([f"CPU time a job at 256 tokens, {name}", f"{(stack.cpu_s(name) - before[name]) / count * 1000:.2f} ms", ""])
         for name, megabytes in stack.memory_mb().items():
             rows.append([f"resident memory after {count} jobs, {name}", f"{megabytes:.0f} MB", ""])
-    return {"tables": [{"title": "Parts", "header": ["what", "ours", "peer"], "rows": rows}]}
+    return {"tables": [{"title": "Parts", "header": ["what", "ours", "peer"], "rows": rows}, start_up()]}
+
+
+def profile_section() -> dict:
+    """outside_matrix_kernels_share_*: where a job's CPU time goes, by perf."""
+    reason = cpu_profile.Sampler.missing()
+    if reason:
+        print(f"profile: left out, {reason}", file=sys.stderr)
+        return {}
+    count, counts = 32 if QUICK else 200, {}
+    sampler = cpu_profile.Sampler(BUILD)
+    with Stack(BUILD, MODEL, sequences=SEQUENCES) as stack:
+        jobs_of(stack, 64, SMALL, 8)
+        pids = {name: process.pid for name, process in stack.processes.items()}
+        for tokens in (64, 256):
+            counts[tokens] = (count, sampler.sample(pids, lambda n=tokens: jobs_of(stack, n, SMALL, count)))
+    results = [alone(f"outside_matrix_kernels_share_{tokens}", "share", cpu_profile.outside(seconds)) for tokens, (_, seconds) in counts.items()]
+    return {"results": results, "tables": [cpu_profile.table_of(counts)]}
 
 
 def router_section() -> dict:
@@ -274,7 +312,7 @@ def scale_section() -> dict:
 
 
 SECTIONS = {"vit": vit_section, "prefill": prefill_section, "decode": decode_section, "decode32": decode32_section, "answers": answers_section, "jobs": jobs_section,
-            "router": router_section, "photos": photos_section, "parts": parts_section, "scale": scale_section}
+            "router": router_section, "photos": photos_section, "parts": parts_section, "profile": profile_section, "scale": scale_section}
 QUICK_SECTIONS = ("vit", "prefill", "decode", "decode32", "answers", "jobs", "router")
 
 

@@ -21,7 +21,7 @@ class Stack:
     """Processes with a folder of their own; a context manager that ends them."""
 
     def __init__(self, build: Path, model: Path, sequences: int = 8, batch: int = 4, workers: int = 1, threads: int = 0,
-                 stub: Path | None = None) -> None:
+                 stub: Path | None = None, cache: Path | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="tokenflex-bench-")
         self.build, self.path = build, Path(self.folder.name)
         self.url = f"unix://{self.path}/redis.sock"
@@ -33,7 +33,7 @@ class Stack:
                                     "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"])
         self.wait(lambda: self.redis("ping") == "PONG")
         self.start("router", [build / "tokenflex-router", "--redis", self.url, "--queue", QUEUE, "--bind", router, "--health", "off"])
-        common = ["--model", model, "--routers", router, "--threads", threads, "--health", "off"]
+        common = ["--model", model, "--routers", router, "--threads", threads, "--health", "off", "--cache-dir", cache or "off"]
         if stub:
             self.start("stub tiers", [stub, router, "stub", "0123456789abcdef0123456789abcdef", "4096"])
         for i in range(0 if stub else workers):
