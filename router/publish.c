@@ -201,6 +201,7 @@ tf_code tf_publish_new(const tf_publish_parts *parts, tf_publish **out) {
   tf_publish *self = calloc(1, sizeof *self);
   if (!self) return TF_ERR_OUT_OF_MEMORY;
   self->parts = *parts;
+  tf_health_publish(parts->health, "/wanted", "application/json", NULL);
   self->timer = tf_reactor_add_timer(parts->reactor, TF_PUBLISH_MS, true, on_timer, self);
   if (self->timer < 0) {
     free(self);
