@@ -368,6 +368,9 @@ tf_code tf_router_new(const tf_router_config *config, const tf_service *service,
   self->ticked_ms = self->reason_ms = tf_now_ms();
   self->reason = "starting";
   tf_router_stats_init(&self->stats, service->metrics);
+  tf_metric_set(tf_metrics_gauge(service->metrics, "tokenflex_ready_without_workers", "",
+                                 "1: tiers may have no worker (--ready-without-workers)"),
+                config->ready_without_workers);
   memcpy(self->instance, service->instance, sizeof self->instance);
   self->jobs = tf_jobs_new();
   self->workers = tf_workers_new();
