@@ -66,7 +66,7 @@ same "nothing is claimed" "400 0" "$(count jobs:1) $(group 1 pending)"
 workers
 check "it is worked off" until_true 60 all_done
 same "every id once" "403 1" "$(count results) $(count dead)"
-check "a minute or two after the last job nobody is wanted" until_true 240 both '. == {encoder: 0, llm: 0}'
+check "once arrivals are forgotten nobody is wanted" until_true 240 both '. == {encoder: 0, llm: 0}'
 
 # --- Redis goes
 stop redis KILL

@@ -31,6 +31,14 @@ done
 same "two autoscalers by HPA" 2 "$(grep -c '^kind: HorizontalPodAutoscaler' "$DIR/hpa.yaml")"
 same "two autoscalers by KEDA, with and without zero" "2 2" "$(grep -c '^kind: ScaledObject' "$DIR/keda.yaml") $(grep -c '^kind: ScaledObject' "$DIR/keda-zero.yaml")"
 
+"$VENV/bin/python" -c 'import re, sys, yaml
+trigger = yaml.safe_load(re.search(r"^- type: prometheus\n.*\n", open("docs/KUBERNETES.md").read(), re.M).group())
+documents = list(yaml.safe_load_all(open(sys.argv[1])))
+for d in documents:
+    if d["kind"] == "ScaledObject": d["spec"]["triggers"] = trigger
+yaml.safe_dump_all(documents, open(sys.argv[2], "w"))' "$DIR/keda.yaml" "$DIR/prometheus.yaml"
+check "the trigger for Prometheus that docs/KUBERNETES.md names fits, too" eval 'grep -q "type: prometheus" "$DIR/prometheus.yaml" && whole "$DIR/prometheus.yaml"'
+
 # --- what must be found is found
 refused() { ! cmp -s "$DIR/broken.yaml" "$1" && ! whole "$DIR/broken.yaml" >"$DIR/broken.out" && [ -s "$DIR/broken.out" ]; }
 broken() { # WHAT, SED EXPRESSION, OVERLAY
