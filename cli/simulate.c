@@ -48,6 +48,7 @@ static const tf_option table[] = {
   {"llms-max", 0, TF_OPTION_INT, AT(llms_max), 0, 100000, "0", "workers", "With --autoscale; --llms is the least"},
   {"start-delay-s", 0, TF_OPTION_REAL, AT(start_delay_s), 0, 86400, "30", "s", "With --autoscale: until a new worker serves"},
   {"scale-down-s", 0, TF_OPTION_REAL, AT(scale_down_s), 0, 86400, "300", "s", "With --autoscale: the highest demand within this time counts"},
+  {"scale-to-zero", 0, TF_OPTION_FLAG, AT(scale_to_zero), 0, 0, NULL, NULL, "With --autoscale: a tier that nothing was wanted of for so long has no worker"},
   {"waiting-max", 0, TF_OPTION_INT, AT(waiting_max), 1, 60000000, "10000000", "jobs", "More are refused"},
   {"seed", 0, TF_OPTION_INT, AT(seed), 0, 1e15, "1", NULL, "Of the random numbers"},
   {"plot", 0, TF_OPTION_STRING, AT(plot), 0, 0, NULL, "FILE", "Draw load, depth, tokens and wait over time as SVG"},

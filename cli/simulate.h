@@ -16,7 +16,7 @@ typedef struct tf_simulate_options {
   int64_t burst_jobs, encoders, llms, encode_slots, decode_slots, encoders_max, llms_max, target_wait_ms, seed,
       waiting_max;
   double utilisation, spread, lost_s, start_delay_s, scale_down_s, believed_factor;
-  bool even, autoscale, json;
+  bool even, autoscale, scale_to_zero, json;
   tf_string_list rules, counts, encode_service_ms, decode_service_ms, decode_alone_ms, events;
 } tf_simulate_options;
 

@@ -224,7 +224,8 @@ tf_code tf_simulate_setup(const tf_simulate_options *options, tf_recorded *recor
   out->scaling = (tf_sim_scaling){.on = options->autoscale,
                                   .period_s = 15,
                                   .start_s = options->start_delay_s,
-                                  .scale_down_s = options->scale_down_s};
+                                  .scale_down_s = options->scale_down_s,
+                                  .to_zero = options->scale_to_zero};
   out->seed = (uint64_t)options->seed;
   return TF_OK;
 }

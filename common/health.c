@@ -29,11 +29,13 @@ struct tf_health {
   tf_metrics *metrics;
   int port;
   _Atomic int64_t beat_due_ms[BEAT_SLOTS]; /* monotonic; 0: not watched */
-  pthread_mutex_t mutex;                   /* guards the two below */
+  pthread_mutex_t mutex;                   /* guards the five below */
   bool ready;
   char reason[REASON_BYTES_MAX];
-  pthread_mutex_t serving; /* guards the two below, and is held while fn runs */
-  tf_health_fn fn;         /* NULL: nothing beside health */
+  const char *text_path, *text_type;       /* NULL: no text */
+  char text[TF_HEALTH_TEXT_BYTES_MAX + 1]; /* "": not known */
+  pthread_mutex_t serving;                 /* guards the two below, and is held while fn runs */
+  tf_health_fn fn;                         /* NULL: nothing beside health */
   void *context;
 };
 
@@ -90,6 +92,19 @@ static enum MHD_Result respond_metrics(tf_health *self, struct MHD_Connection *c
   if (!page.data) return respond_line(connection, MHD_HTTP_OK, "# no metrics");
   return respond(connection, MHD_HTTP_OK, page.data, page.size, MHD_RESPMEM_MUST_FREE,
                  "text/plain; version=0.0.4; charset=utf-8");
+}
+
+/* False: no text has this path. */
+static bool respond_text(tf_health *self, struct MHD_Connection *connection, const char *url, enum MHD_Result *result) {
+  char text[sizeof self->text];
+  pthread_mutex_lock(&self->mutex);
+  const char *type = self->text_path && strcmp(self->text_path, url) == 0 ? self->text_type : NULL;
+  memcpy(text, self->text, sizeof text);
+  pthread_mutex_unlock(&self->mutex);
+  if (!type) return false;
+  *result = text[0] ? respond(connection, MHD_HTTP_OK, text, strlen(text), MHD_RESPMEM_MUST_COPY, type)
+                    : respond_line(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "not known");
+  return true;
 }
 
 /* ---- what a handler adds ---- */
@@ -181,6 +196,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
   if (reads && strcmp(url, "/readyz") == 0) return respond_ready(self, connection);
   if (reads && strcmp(url, "/metrics") == 0) return respond_metrics(self, connection);
   enum MHD_Result result;
+  if (reads && respond_text(self, connection, url, &result)) return result;
   if (ask_handler(self, connection, method, url, &result)) return result;
   return reads ? respond_line(connection, MHD_HTTP_NOT_FOUND, "try /healthz, /readyz or /metrics")
                : respond_line(connection, MHD_HTTP_METHOD_NOT_ALLOWED, "only GET and HEAD");
@@ -269,6 +285,15 @@ void tf_health_set_ready(tf_health *self, bool ready, const char *reason) {
   pthread_mutex_lock(&self->mutex);
   self->ready = ready;
   snprintf(self->reason, sizeof self->reason, "%s", reason ? reason : "");
+  pthread_mutex_unlock(&self->mutex);
+}
+
+void tf_health_publish(tf_health *self, const char *path, const char *type, const char *body) {
+  if (!self) return;
+  pthread_mutex_lock(&self->mutex);
+  self->text_path = path;
+  self->text_type = type;
+  snprintf(self->text, sizeof self->text, "%s", body ? body : "");
   pthread_mutex_unlock(&self->mutex);
 }
 

@@ -25,6 +25,11 @@ void tf_health_set_ready(tf_health *self, bool ready, const char *reason);
  * slot: 0..7; a slot never beaten is not watched; stall_ms_max 0 stops the watch (idle on purpose). */
 void tf_health_beat(tf_health *self, int slot, int64_t stall_ms_max);
 
+/* A text under one more path ("/wanted"; at most TF_HEALTH_TEXT_BYTES_MAX), copied, as open as the metrics; body NULL:
+ * not known, 503. One path an endpoint. path and type are constants. Any thread. */
+enum { TF_HEALTH_TEXT_BYTES_MAX = 256 };
+void tf_health_publish(tf_health *self, const char *path, const char *type, const char *body);
+
 /* A request for anything else. Strings live as long as the call. A body is never read. */
 typedef struct tf_health_request {
   const char *method, *path; /* HEAD comes as GET; the path is decoded and has no query */

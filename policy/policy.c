@@ -131,20 +131,34 @@ double tf_policy_pace_budget(const tf_policy_load *load, int64_t remaining_jobs,
   return tf_curve_mean_for(&tiers, &tiers.decode, fmin(per_s, encoders_most));
 }
 
-/* Until service is measured a tier wants what it has, and one worker where it has none and jobs wait. */
-static double demand(const tf_curve *curve, size_t last, double arrivals_per_s, double backlog, double target_ms) {
-  if (!curve->measured) return curve->staffed ? curve->workers : backlog > 0 || arrivals_per_s > 0;
-  return curve->service_ms[last] * (arrivals_per_s / 1000 + backlog / target_ms);
+/* What one tier is asked to carry. */
+typedef struct tf_asked {
+  bool jobs;                      /* something is unfinished */
+  double arrivals_per_s, backlog; /* jobs without a slot */
+  double target_ms;
+} tf_asked;
+
+/* 0 only where nothing is there and nothing comes. A job that is there wants a worker of each tier, even one that is
+ * being decoded: it may have to be tried again. Until service is measured a tier wants what it has. */
+static double demand(const tf_curve *curve, size_t last, const tf_asked *asked) {
+  if (!asked->jobs && !(asked->arrivals_per_s > 0)) return 0;
+  if (!curve->measured) return curve->staffed ? curve->workers : 1;
+  double wanted = curve->service_ms[last] * (asked->arrivals_per_s / 1000 + asked->backlog / asked->target_ms);
+  return asked->jobs ? fmax(wanted, 1) : wanted;
 }
 
 void tf_policy_demand(const tf_policy_config *config, const tf_policy_state *state, const tf_policy_load *load,
                       double *encoders, double *llms) {
   tf_tiers tiers;
   tf_tiers_of(load, &tiers);
-  *encoders = *llms = 0;
+  tf_asked asked = {.jobs = load->unfinished > 0, .target_ms = target_ms_of(config)};
+  /* Counts come with the first workers: until then nothing is known but that there are jobs. */
+  *encoders = *llms = asked.jobs ? 1 : 0;
   if (tiers.count == 0) return;
   tf_backlog backlog = backlog_of(load, &tiers);
-  double rate = is_state(state) ? fmin(state->rate.per_s, JOBS_MAX) / utilisation_of(config) : 0;
-  *encoders = demand(&tiers.encode, tiers.count - 1, rate, backlog.encode, target_ms_of(config));
-  *llms = demand(&tiers.decode, tiers.count - 1, rate, backlog.decode, target_ms_of(config));
+  asked.arrivals_per_s = is_state(state) ? fmin(state->rate.per_s, JOBS_MAX) / utilisation_of(config) : 0;
+  asked.backlog = backlog.encode;
+  *encoders = demand(&tiers.encode, tiers.count - 1, &asked);
+  asked.backlog = backlog.decode;
+  *llms = demand(&tiers.decode, tiers.count - 1, &asked);
 }

@@ -111,7 +111,8 @@ double tf_policy_wait_ms(const tf_policy_load *load, double mean_tokens);
  * nothing makes it, the largest where service times are not known yet; 0: the counts are not known. */
 double tf_policy_pace_budget(const tf_policy_load *load, int64_t remaining_jobs, int64_t left_ms);
 /* Workers wanted in each tier, as a fraction (round up): arrivals x service at full N / utilisation_max + what the
- * backlog adds so as to be gone within the target. Lowered N does not hide load here. */
+ * backlog adds so as to be gone within the target. Lowered N does not hide load here. At least 1 while anything is
+ * unfinished; 0 once nothing is, and the rate of arrivals has fallen to 0 (minutes after the last job). */
 void tf_policy_demand(const tf_policy_config *config, const tf_policy_state *state, const tf_policy_load *load,
                       double *encoders, double *llms);
 

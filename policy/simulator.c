@@ -255,7 +255,8 @@ static void observe(sim *self) {
 static bool scale_tier(sim *self, bool encode, double wanted_now, double wanted_most) {
   const tf_sim_tier_config *config = encode ? &self->config->encode : &self->config->decode;
   size_t *starting = encode ? &self->starting_encode : &self->starting_decode;
-  double least = config->workers, most = config->workers_max;
+  bool to_zero = self->config->scaling.to_zero;
+  double least = to_zero ? 0 : config->workers, most = config->workers_max;
   long up = lround(fmin(fmax(ceil(wanted_now), least), most));
   long keep = lround(fmin(fmax(ceil(wanted_most), least), most));
   long have = (long)tier(self, encode)->live + (long)*starting;
@@ -263,7 +264,7 @@ static bool scale_tier(sim *self, bool encode, double wanted_now, double wanted_
     if (!add_later(self, (later){self->now_s + self->config->scaling.start_s, encode, TF_SIM_NONE})) return false;
     ++*starting;
   }
-  for (; have > keep && tier(self, encode)->live > 1; have--) tf_sim_tier_drain(tier(self, encode));
+  for (; have > keep && tier(self, encode)->live > (to_zero ? 0 : 1); have--) tf_sim_tier_drain(tier(self, encode));
   return true;
 }
 

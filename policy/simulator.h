@@ -36,6 +36,7 @@ typedef struct tf_sim_scaling {
   double period_s;     /* between two looks at the demand */
   double start_s;      /* from the decision until a worker serves */
   double scale_down_s; /* the highest demand within this time counts */
+  bool to_zero;        /* a tier that nothing was wanted of for so long has no worker */
 } tf_sim_scaling;
 
 typedef struct tf_simulation {

@@ -59,6 +59,17 @@ bool tf_load_wants_state(const tf_load *self) {
 
 /* --- The budget --- */
 
+/* While nobody of a tier has measured (none is there, or all have just come), what was last known holds, so that the
+ * first jobs after a pause ask for as many workers as they need. */
+static void read_tier(tf_load *self, tf_role role, const uint32_t *counts, size_t count, bool same,
+                      tf_policy_tier *out) {
+  tf_policy_tier before = *out;
+  tf_workers_tier(self->parts.workers, role, counts, count, out);
+  bool measured = false;
+  for (size_t i = 0; i < count; i++) measured = measured || out->service_ms[i] > 0;
+  if (same && !measured) memcpy(out->service_ms, before.service_ms, sizeof out->service_ms);
+}
+
 /* Workers come and go, and measure: looked at as often as the budget moves. */
 static void read_workers(tf_load *self) {
   int64_t now_ms = tf_now_ms();
@@ -66,14 +77,16 @@ static void read_workers(tf_load *self) {
   self->tiers_ms = now_ms;
   const tf_worker *pair = tf_workers_main_pair(self->parts.workers);
   /* With no pair alive the counts stay: the queue goes on growing, and its routers' budget with it. */
+  bool same = !pair || (pair->token_count_count == self->load.count_count &&
+                        memcmp(pair->token_counts, self->load.counts, sizeof self->load.counts) == 0);
   if (pair) {
     self->load.count_count = pair->token_count_count;
     memcpy(self->load.counts, pair->token_counts, sizeof self->load.counts);
   }
   const uint32_t *counts = self->load.counts;
   size_t count = self->load.count_count;
-  tf_workers_tier(self->parts.workers, TF_ROLE_ENCODER, counts, count, &self->load.encode);
-  tf_workers_tier(self->parts.workers, TF_ROLE_LLM, counts, count, &self->load.decode);
+  read_tier(self, TF_ROLE_ENCODER, counts, count, same, &self->load.encode);
+  read_tier(self, TF_ROLE_LLM, counts, count, same, &self->load.decode);
 }
 
 _Static_assert((int)TF_POLICY_COUNTS_MAX == (int)TF_HELLO_COUNTS_MAX, "the policy knows every count of a HELLO");

@@ -58,6 +58,14 @@ static void add_numbers(tf_publish *self, const char *name, const double *values
   if (!known) out[0] = 0;
 }
 
+/* Workers wanted, for an autoscaler that reads JSON; not known without Redis: it must not take old numbers for new. */
+static void tell_wanted(tf_publish *self, const tf_policy_load *load, double encoders, double llms) {
+  char text[TF_HEALTH_TEXT_BYTES_MAX];
+  bool known = tf_scripts_is_ready(self->parts.scripts) && load->now_ms > 0;
+  snprintf(text, sizeof text, "{\"encoder\":%.0f,\"llm\":%.0f}\n", encoders, llms);
+  tf_health_publish(self->parts.health, "/wanted", "application/json", known ? text : NULL);
+}
+
 static void make_load(tf_publish *self) {
   const tf_policy_load *load = tf_load_now(self->parts.load);
   const tf_policy_state *state = tf_load_state(self->parts.load);
@@ -83,6 +91,7 @@ static void make_load(tf_publish *self) {
   add_number(self, "decode_wanted", ceil(llms), 0);
   add_number(self, "target_wait_ms", (double)config.target_wait_ms, 0);
   tf_router_stats_load(self->parts.stats, load, state, ceil(encoders), ceil(llms));
+  tell_wanted(self, load, ceil(encoders), ceil(llms));
 }
 
 /* --- Workers --- */
@@ -192,6 +201,7 @@ tf_code tf_publish_new(const tf_publish_parts *parts, tf_publish **out) {
   tf_publish *self = calloc(1, sizeof *self);
   if (!self) return TF_ERR_OUT_OF_MEMORY;
   self->parts = *parts;
+  tf_health_publish(parts->health, "/wanted", "application/json", NULL);
   self->timer = tf_reactor_add_timer(parts->reactor, TF_PUBLISH_MS, true, on_timer, self);
   if (self->timer < 0) {
     free(self);

@@ -1,8 +1,10 @@
-/* What this router tells of load and workers once a second: hashes in Redis for people and programs, gauges.
- * In: the load, the table of workers, paced runs. Out: publish.lua calls; `tf:{Q}:load`, `tf:{Q}:workers`. */
+/* What this router tells of load and workers once a second: hashes in Redis for people and programs, gauges, /wanted.
+ * In: the load, the table of workers, paced runs. Out: publish.lua calls; `tf:{Q}:load`, `tf:{Q}:workers`; a text at
+ * the health address for autoscalers. */
 #ifndef TF_ROUTER_PUBLISH_H
 #define TF_ROUTER_PUBLISH_H
 
+#include "common/health.h"
 #include "common/reactor.h"
 #include "router/load.h"
 
@@ -24,6 +26,7 @@ typedef struct tf_publish_parts { /* all borrowed */
   const tf_redis_clock *clock;
   tf_router_stats *stats;
   const char *instance;
+  tf_health *health;
 } tf_publish_parts;
 
 tf_code tf_publish_new(const tf_publish_parts *parts, tf_publish **out);

@@ -210,14 +210,17 @@ static void report_health(tf_router *self) {
   const char *reason = self->phase != SERVING                 ? "draining"
                        : !tf_scripts_is_ready(self->scripts)  ? "Redis is out of reach"
                        : tf_intake_results_full(self->intake) ? "results are full, intake has stopped"
-                       : encoders == 0                        ? "no encoder"
-                       : llms == 0                            ? "no LLM worker"
-                       : !tf_workers_main_pair(self->workers) ? "no encoder and LLM of one model that take jobs"
                                                               : NULL;
-  tf_health_set_ready(self->health, !reason, reason ? reason : "ready");
+  const char *missing = encoders == 0                          ? "no encoder"
+                        : llms == 0                            ? "no LLM worker"
+                        : !tf_workers_main_pair(self->workers) ? "no encoder and LLM of one model that take jobs"
+                                                               : NULL;
+  if (!reason && !self->config->ready_without_workers) reason = missing;
+  tf_health_set_ready(self->health, !reason, reason ? reason : missing ? missing : "ready");
   if (self->phase == SERVING) tell_state(self, reason);
   if (self->page)
-    tf_board_state(self->board, tf_redis_clock_us(&self->clock) / 1000, tf_scripts_is_ready(self->scripts), reason);
+    tf_board_state(self->board, tf_redis_clock_us(&self->clock) / 1000, tf_scripts_is_ready(self->scripts),
+                   reason ? reason : missing);
   tf_health_beat(self->health, 0, STALL_MS_MAX);
 }
 
@@ -327,8 +330,8 @@ static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_
                             self->config,  &self->clock,  &self->stats, self->instance};
   code = tf_upkeep_new(&upkeep, &self->upkeep);
   if (code != TF_OK) return code;
-  tf_publish_parts publish = {self->reactor, self->scripts, self->workers, self->load,
-                              self->config,  &self->clock,  &self->stats,  self->instance};
+  tf_publish_parts publish = {self->reactor, self->scripts, self->workers,  self->load,  self->config,
+                              &self->clock,  &self->stats,  self->instance, self->health};
   code = tf_publish_new(&publish, &self->publish);
   if (code != TF_OK) return code;
   tf_control_parts control = {self->reactor, self->scripts, self->workers, self->socket};
@@ -367,6 +370,9 @@ tf_code tf_router_new(const tf_router_config *config, const tf_service *service,
   self->ticked_ms = self->reason_ms = tf_now_ms();
   self->reason = "starting";
   tf_router_stats_init(&self->stats, service->metrics);
+  tf_metric_set(tf_metrics_gauge(service->metrics, "tokenflex_ready_without_workers", "",
+                                 "1: tiers may have no worker (--ready-without-workers)"),
+                config->ready_without_workers);
   memcpy(self->instance, service->instance, sizeof self->instance);
   self->jobs = tf_jobs_new();
   self->workers = tf_workers_new();

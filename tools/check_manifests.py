@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks rendered Kubernetes manifests against each other and against the programs.
 
-Usage: tools/check_manifests.py BUILD FILE [--schema KIND=SCHEMA.json]     FILE: `kubectl kustomize` wrote it
+Usage: tools/check_manifests.py BUILD FILE [--keda SCHEMA.json]     FILE: `kubectl kustomize` wrote it
 
 In: one file of YAML documents, the programs in BUILD (their --help). Out: one line a fault, exit status 1 if any.
 """
@@ -13,18 +13,24 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import yaml
 
 # Made by the operator, not by the manifests (docs/KUBERNETES.md): secret -> keys.
-SECRETS = {"tokenflex-redis": {"password"}, "tokenflex-curve": {"deployment.key"}}
+SECRETS = {
+    "tokenflex-redis": {"password"},
+    "tokenflex-curve": {"deployment.key"},
+    "tokenflex-scaler": {"username", "password"},
+}
 NOT_OPTIONS = {"POD_IP"}
 faults: list[str] = []
 
 
 def fault(text: str) -> None:
-    faults.append(text)
+    if text not in faults:
+        faults.append(text)
 
 
 def options_of(build: Path, program: str) -> set[str]:
@@ -173,6 +179,104 @@ def check_options(name: str, pod: dict, maps: dict[str, dict], build: Path) -> N
             fault(f"{name}: no options at all")
 
 
+def of_kind(documents: list[dict], kind: str) -> list[dict]:
+    return [d for d in documents if d["kind"] == kind]
+
+
+def admits(rule: dict, port: object, numbers: set) -> bool:
+    """A rule of a NetworkPolicy lets KEDA's namespace reach the port, by name or number."""
+    named = [entry["port"] for entry in rule.get("ports", [])]
+    if named and not {port, *numbers} & set(named):
+        return False
+    label = "kubernetes.io/metadata.name"
+    return "from" not in rule or any(
+        peer.get("namespaceSelector", {}).get("matchLabels", {}).get(label) == "keda" for peer in rule["from"]
+    )
+
+
+def check_reached(where: str, address: str, namespace: str, documents: list[dict]) -> None:
+    """NAME.NAMESPACE.svc:PORT is a Service here, found from other namespaces, and KEDA is let in to its pods."""
+    split = urlsplit(address)
+    name, _, rest = (split.hostname or "").partition(".")
+    services = [d for d in of_kind(documents, "Service") if d["metadata"]["name"] == name]
+    if rest != f"{namespace}.svc" or not services:
+        fault(f"{where}: {address} is no Service of this namespace by its full name")
+        return
+    spec = services[0]["spec"]
+    ports = [port for port in spec["ports"] if port["port"] == split.port]
+    if not ports:
+        fault(f"{where}: Service {name} has no port {split.port}")
+        return
+    label = spec["selector"]
+    policies = [
+        d["spec"] for d in of_kind(documents, "NetworkPolicy")
+        if d["spec"]["podSelector"].get("matchLabels", {}).items() <= label.items()
+    ]
+    target, numbers = ports[0].get("targetPort"), {ports[0]["port"]}
+    rules = [rule for policy in policies for rule in policy.get("ingress", [])]
+    if policies and not any(admits(rule, target, numbers) for rule in rules):
+        fault(f"{where}: no NetworkPolicy lets KEDA reach {name}:{target}")
+
+
+def check_authentication(where: str, trigger: dict, documents: list[dict]) -> None:
+    name = trigger.get("authenticationRef", {}).get("name")
+    found = [d for d in of_kind(documents, "TriggerAuthentication") if d["metadata"]["name"] == name]
+    if not found:
+        fault(f"{where}: there is no TriggerAuthentication {name}")
+    given = set()
+    for source in found[0]["spec"].get("secretTargetRef", []) if found else []:
+        given.add(source["parameter"])
+        if source["key"] not in SECRETS.get(source["name"], set()):
+            fault(f"TriggerAuthentication {name}: Secret {source['name']} with {source['key']} is not documented")
+        if source["name"] == "tokenflex-redis":
+            fault(f"TriggerAuthentication {name}: hands out the password that may do anything")
+    if found and given != {"username", "password"}:
+        fault(f"TriggerAuthentication {name}: gives no username and password")
+
+
+def check_scaled(scaled: dict, documents: list[dict], router: dict) -> None:
+    """A ScaledObject asks what is there, and wakes from zero by more than the routers' word."""
+    where = f"ScaledObject {scaled['metadata']['name']}"
+    spec, namespace = scaled["spec"], scaled["metadata"].get("namespace", "")
+    queue = router.get("TOKENFLEX_QUEUE", "default")
+    names = [trigger.get("name") for trigger in spec["triggers"]]
+    if len(set(names)) != len(names):
+        fault(f"{where}: two triggers have one name")
+    lanes = set()
+    for trigger in spec["triggers"]:
+        metadata = trigger["metadata"]
+        if trigger["type"] == "metrics-api":
+            check_reached(where, metadata["url"], namespace, documents)
+            if not scaled["metadata"]["name"].endswith("-" + metadata["valueLocation"]):
+                fault(f"{where}: follows the demand of the tier {metadata['valueLocation']}")
+        elif trigger["type"] == "redis-streams":
+            check_reached(where, "redis://" + metadata["address"], namespace, documents)
+            check_authentication(where, trigger, documents)
+            lane = metadata["stream"].removeprefix(f"tf:{{{queue}}}:jobs:")
+            if lane not in ("0", "1") or metadata.get("consumerGroup") != "router":
+                fault(f"{where}: {metadata['stream']} with {metadata.get('consumerGroup')} is no lane of {queue}")
+            lanes.add(lane)
+    if spec["minReplicaCount"] > spec["maxReplicaCount"]:
+        fault(f"{where}: wants more pods at least than at most")
+    if spec["minReplicaCount"] == 0 and lanes != {"0", "1"}:
+        fault(f"{where}: at zero, nothing wakes it for a job of each lane")
+    if spec["minReplicaCount"] == 0 and router.get("TOKENFLEX_READY_WITHOUT_WORKERS") != "true":
+        fault(f"{where}: at zero, routers would not be ready")
+
+
+def check_keda(documents: list[dict], schema: Path, maps: dict[str, dict]) -> None:
+    """KEDA's objects: against the schema, then against everything else."""
+    validator = jsonschema.Draft7Validator(json.loads(schema.read_text()))
+    sound = True
+    for document in documents:
+        if document["apiVersion"].startswith("keda.sh/"):
+            for error in validator.iter_errors(document):
+                sound = False
+                fault(f"{document['kind']} {document['metadata'].get('name')}: {error.json_path}: {error.message}")
+    for document in of_kind(documents, "ScaledObject") if sound else []:
+        check_scaled(document, documents, maps.get("tokenflex-router", {}))
+
+
 def main() -> int:
     build, file, *rest = sys.argv[1:]
     documents = [d for d in yaml.safe_load_all(Path(file).read_text()) if d is not None]
@@ -187,12 +291,8 @@ def main() -> int:
         check_security(name, pod)
         check_probes(name, pod)
         check_options(name, pod, maps, Path(build))
-    if rest[:1] == ["--schema"]:
-        kind, schema = rest[1].split("=")
-        for document in documents:
-            if document["kind"] == kind:
-                for error in jsonschema.Draft7Validator(json.loads(Path(schema).read_text())).iter_errors(document):
-                    fault(f"{kind} {document['metadata']['name']}: {error.json_path}: {error.message}")
+    if rest[:1] == ["--keda"]:
+        check_keda(documents, Path(rest[1]), maps)
     print("\n".join(faults), end="\n" if faults else "")
     return 1 if faults else 0
 

@@ -69,7 +69,7 @@ denied() { # USER COMMAND...
   case $(as "$@") in *NOPERM* | *"not allowed"* | *"can't access"*) pass "$1 may not: ${*:2:3}" ;; *) fail "$1 may not: ${*:2:3}: $(as "$@")" ;; esac
 }
 set -f # * is Redis's
-for user in router client operator; do
+for user in router client operator scaler; do
   for command in FLUSHALL FLUSHDB "CONFIG GET dir" "KEYS *" "SCAN 0" "SHUTDOWN" "ACL LIST" "GET other" "SET tf:{other}:x 1" "DEBUG SLEEP 0" "SCRIPT FLUSH" "MONITOR" "PUBLISH a b"; do
     # shellcheck disable=SC2086 # words are arguments
     denied $user $command
@@ -90,6 +90,14 @@ for user in client operator; do
   denied $user EVAL "return redis.call('DEL', 'tf:{default}:jobs:1')" 0
 done
 set +f
+for command in "XRANGE tf:{default}:jobs:1 - +" "XADD tf:{default}:jobs:1 * id x" "XINFO STREAM tf:{default}:jobs:1" "XLEN tf:{default}:results" "GET tf:{default}:policy" \
+  "XREADGROUP GROUP router me STREAMS tf:{default}:jobs:1 >" "TIME" "EVAL return 0"; do
+  # shellcheck disable=SC2086 # words are arguments
+  set -f; denied scaler $command; set +f
+done
+check "an autoscaler sees the group and its lag" grep -qx lag <(as scaler XINFO GROUPS 'tf:{default}:jobs:1')
+check "and what waits" grep -qxE '[0-9]+' <(as scaler XLEN 'tf:{default}:jobs:1')
+check "and which Redis it is" grep -q '^redis_version:' <(as scaler INFO)
 denied client XDEL 'tf:{default}:dead' 1-1
 denied client XADD 'tf:{default}:control' '*' drain llm
 denied client DEL 'tf:{default}:done:x'

@@ -15,11 +15,11 @@ fi
 check "the schemas are there" test -s "$VENV/ready"
 
 render() { "$KUBECTL" kustomize "$1" >"$2" 2>"$DIR/render.err"; }
-# Everything but KEDA's kind, whose schema is ours.
+# Everything but KEDA's kinds, whose schema is ours.
 without_keda() { "$VENV/bin/python" -c 'import sys, yaml
-yaml.safe_dump_all([d for d in yaml.safe_load_all(open(sys.argv[1])) if d["kind"] != "ScaledObject"], open(sys.argv[2], "w"))' "$1" "$2"; }
+yaml.safe_dump_all([d for d in yaml.safe_load_all(open(sys.argv[1])) if not d["apiVersion"].startswith("keda.sh/")], open(sys.argv[2], "w"))' "$1" "$2"; }
 fits() { "$VENV/bin/kubernetes-validate" --strict --quiet --no-warn -k "$1" "$2" >"$DIR/schema.out" 2>&1 || { tail -n 20 "$DIR/schema.out"; return 1; }; }
-whole() { "$VENV/bin/python" tools/check_manifests.py "$BUILD" "$1" --schema ScaledObject=k8s/keda-schema.json; }
+whole() { "$VENV/bin/python" tools/check_manifests.py "$BUILD" "$1" --keda k8s/keda-schema.json; }
 
 for folder in k8s/base k8s/overlays/*; do
   name=$(basename "$folder") out=$DIR/$(basename "$folder").yaml
@@ -29,7 +29,15 @@ for folder in k8s/base k8s/overlays/*; do
   check "$name: selectors, ports, keys, probes, options, rights" whole "$out"
 done
 same "two autoscalers by HPA" 2 "$(grep -c '^kind: HorizontalPodAutoscaler' "$DIR/hpa.yaml")"
-same "two autoscalers by KEDA" 2 "$(grep -c '^kind: ScaledObject' "$DIR/keda.yaml")"
+same "two autoscalers by KEDA, with and without zero" "2 2" "$(grep -c '^kind: ScaledObject' "$DIR/keda.yaml") $(grep -c '^kind: ScaledObject' "$DIR/keda-zero.yaml")"
+
+"$VENV/bin/python" -c 'import re, sys, yaml
+trigger = yaml.safe_load(re.search(r"^- type: prometheus\n.*\n", open("docs/KUBERNETES.md").read(), re.M).group())
+documents = list(yaml.safe_load_all(open(sys.argv[1])))
+for d in documents:
+    if d["kind"] == "ScaledObject": d["spec"]["triggers"] = trigger
+yaml.safe_dump_all(documents, open(sys.argv[2], "w"))' "$DIR/keda.yaml" "$DIR/prometheus.yaml"
+check "the trigger for Prometheus that docs/KUBERNETES.md names fits, too" eval 'grep -q "type: prometheus" "$DIR/prometheus.yaml" && whole "$DIR/prometheus.yaml"'
 
 # --- what must be found is found
 refused() { ! cmp -s "$DIR/broken.yaml" "$1" && ! whole "$DIR/broken.yaml" >"$DIR/broken.out" && [ -s "$DIR/broken.out" ]; }
@@ -45,7 +53,25 @@ broken "a writable root" 's/readOnlyRootFilesystem: true/readOnlyRootFilesystem:
 broken "a grace period shorter than the drain" 's/terminationGracePeriodSeconds: 150/terminationGracePeriodSeconds: 30/' base
 broken "a service that selects nothing" 's/^(    app.kubernetes.io\/name: tokenflex-llm)$/\1s/' base
 broken "an autoscaler without its workload" '/scaleTargetRef/,/name:/s/name: tokenflex-llm/name: llm/' hpa
-broken "a trigger without a query" 's/query: max/querry: max/' keda
+broken "a field that no trigger has" 's/valueLocation:/valuesLocation:/' keda
+broken "a trigger that KEDA has not" 's/type: metrics-api/type: metrics-apis/' keda
+broken "a target that is no number" 's/targetValue: "1"/targetValue: one/' keda
+broken "a number that is no text" 's/targetValue: "1"/targetValue: 1/' keda
+broken "a place that KEDA does not know" 's/cooldownPeriod:/coolDownPeriod:/' keda
+broken "more pods at least than at most" 's/minReplicaCount: 1/minReplicaCount: 50/' keda
+broken "the demand of the other tier" 's/valueLocation: llm/valueLocation: encoder/' keda
+broken "a name that KEDA's namespace does not find" 's#//tokenflex-router.tokenflex.svc#//tokenflex-router#' keda
+broken "a port that the routers do not have" 's#svc:9101/#svc:9102/#' keda
+broken "zero with nothing to wake it" 's/minReplicaCount: 1/minReplicaCount: 0/' keda
+broken "another queue's stream" 's/tf:\{default\}:jobs:0/tf:{other}:jobs:0/' keda-zero
+broken "a lane that wakes nobody" 's/stream: (.*):0/stream: \1:1/' keda-zero
+broken "a lag of nobody's group" '/consumerGroup:/d' keda-zero
+broken "two ways to count" 's/lagCount: "1000000"/&\n      streamLength: "5"/' keda-zero
+broken "an authentication that is not there" '/authenticationRef/,/name:/s/tokenflex-redis/tokenflex-scaler/' keda-zero
+broken "a secret's key that nobody makes" 's/key: username/key: user/' keda-zero
+broken "the password that may do anything" '/secretTargetRef/,/---/s/tokenflex-scaler/tokenflex-redis/' keda-zero
+broken "a network that keeps KEDA out" 's/metadata.name: keda/metadata.name: other/' keda-zero
+broken "routers that would sleep with their workers" 's/(READY_WITHOUT_WORKERS: )"true"/\1"false"/' keda-zero
 sed 's/replicas: 2/replica: 2/' "$DIR/base.yaml" >"$DIR/broken.yaml"
 check "found: a field that Kubernetes does not know" eval '! fits 1.34 "$DIR/broken.yaml" >/dev/null'
 
@@ -63,7 +89,7 @@ named() { grep -ohE 'tokenflex_[a-z_]+' "$@" | sed -E 's/_(bucket|count|sum)$//'
 check "metrics are registered" test "$(wc -l <"$DIR/registered")" -gt 30
 same "the rules name registered metrics" "" "$(named k8s/monitoring/rules.yaml k8s/monitoring/rules_test.yaml)"
 same "the dashboard names registered metrics" "" "$(named k8s/monitoring/dashboard.json)"
-same "the autoscalers name registered metrics" "" "$(named k8s/overlays/hpa/*.yaml k8s/overlays/keda/*.yaml)"
+same "the autoscalers name registered metrics" "" "$(named k8s/overlays/hpa/*.yaml k8s/overlays/keda*/*.yaml)"
 check "the dashboard is JSON with a query in every panel" jq -e '[.panels[] | (.targets | length) > 0] | length >= 12 and all' k8s/monitoring/dashboard.json
 check "Prometheus accepts the rules" "$PROMTOOL" check rules k8s/monitoring/rules.yaml
 check "the alerts fire when they should" "$PROMTOOL" test rules k8s/monitoring/rules_test.yaml
@@ -75,26 +101,36 @@ same "every alert is explained in docs/OPERATIONS.md" "" "$(sed -n 's/^ *- alert
 # Redis with its ConfigMap's file, and the password's line as the init container writes it.
 "$BUILD/tokenflex" keygen "$DIR/keys" >/dev/null 2>&1
 redis_port=$(free_port)
-mkdir "$DIR/secret" "$DIR/run" "$DIR/data"
+mkdir "$DIR/secret" "$DIR/scaler"
 echo 'a b#%c' >"$DIR/secret/password"
-local_paths() { sed -e "s#/run/secrets/redis#$DIR/secret#g; s#/run/redis#$DIR/run#g; s#^dir /data#dir $DIR/data#; s#^port 6379#port $redis_port#"; }
-"$VENV/bin/python" -c 'import sys, yaml
+echo 'd e*%f' >"$DIR/scaler/password"
+echo tf-scaler >"$DIR/scaler/username"
+local_paths() {
+  sed -e "s#/run/secrets/redis#$DIR/secret#g; s#/run/secrets/scaler#$DIR/scaler#g; s#/run/redis#$DIR/run#g; s#^dir /data#dir $DIR/data#; s#^port 6379#port $redis_port#"
+}
+r() { REDISCLI_AUTH='a b#%c' redis-cli -p "$redis_port" --raw "$@" 2>/dev/null; }
+redis_of() { # OVERLAY: an empty Redis as it starts it
+  rm -rf "$DIR/run" "$DIR/data"
+  mkdir "$DIR/run" "$DIR/data"
+  "$VENV/bin/python" -c 'import sys, yaml
 found = {(d["kind"], d["metadata"]["name"]): d for d in yaml.safe_load_all(open(sys.argv[1]))}
 open(sys.argv[2], "w").write(found["ConfigMap", "tokenflex-redis"]["data"]["redis.conf"])
 pod = found["StatefulSet", "tokenflex-redis"]["spec"]["template"]["spec"]
-open(sys.argv[3], "w").write(pod["initContainers"][0]["args"][0])' "$DIR/base.yaml" "$DIR/conf.in" "$DIR/init.in"
-local_paths <"$DIR/conf.in" >"$DIR/redis.conf"
-local_paths <"$DIR/init.in" >"$DIR/init.sh"
-check "the init container's line works" sh -c "$(cat "$DIR/init.sh")"
-start redis redis-server "$DIR/redis.conf" --bind 127.0.0.1
-r() { REDISCLI_AUTH='a b#%c' redis-cli -p "$redis_port" --raw "$@" 2>/dev/null; }
-check "Redis starts with the ConfigMap's file" until_true 10 eval '[ "$(r ping)" = PONG ]'
+open(sys.argv[3], "w").write(pod["initContainers"][0]["args"][0])' "$DIR/$1.yaml" "$DIR/conf.in" "$DIR/init.in"
+  local_paths <"$DIR/conf.in" >"$DIR/redis.conf"
+  local_paths <"$DIR/init.in" >"$DIR/init.sh"
+  check "$1: the init container's line works" sh -c "$(cat "$DIR/init.sh")"
+  start redis redis-server "$DIR/redis.conf" --bind 127.0.0.1
+  check "$1: Redis starts with the ConfigMap's file" until_true 10 eval '[ "$(r ping)" = PONG ]'
+}
+redis_of base
 check "it lets nobody in without the password" eval '! redis-cli -p "$redis_port" ping 2>&1 | grep -q PONG'
 same "every write is synced" "yes always" "$(r config get appendonly | tail -n 1) $(r config get appendfsync | tail -n 1)"
 env_of() { "$VENV/bin/python" -c 'import sys, yaml
 for d in yaml.safe_load_all(open(sys.argv[1])):
     if d["kind"] == "ConfigMap" and d["metadata"]["name"] == sys.argv[2]:
-        print("\n".join(f"{k}={v}" for k, v in d["data"].items()))' "$DIR/base.yaml" "$1"; }
+        print("\n".join(f"{k}={v}" for k, v in d["data"].items()))' "$DIR/$overlay.yaml" "$1"; }
+overlay=base
 workers=$(free_port) tensors=$(free_port) health=$(free_port)
 in_pod() { # TIER HEALTH-PORT VARIABLES...: the program with the ConfigMap's variables; paths, ports and names of this machine
   local tier=$1; shift
@@ -116,3 +152,41 @@ check "a caption comes" until_true 30 eval '[ "$(r xlen "tf:{default}:results")"
 for name in encoder llm router; do
   pid=${PIDS[$name]}; kill -TERM "$pid"; wait "$pid"; same "$name drains and exits 0" 0 "$?"; unset "PIDS[$name]"
 done
+
+# --- what KEDA asks, of Redis and a router as overlays/keda-zero starts them: each trigger with its own words
+stop redis
+overlay=keda-zero
+redis_of keda-zero
+as_keda() { REDISCLI_AUTH='d e*%f' redis-cli -p "$redis_port" --user tf-scaler --no-auth-warning --raw "$@" 2>&1; }
+in_pod router 0
+check "ready without workers" until_true 20 curl -sf "http://127.0.0.1:$health/readyz" -o /dev/null
+triggers() {
+  "$VENV/bin/python" -c 'import sys, yaml
+from urllib.parse import urlsplit
+for d in yaml.safe_load_all(open(sys.argv[1])):
+    for t in d["spec"]["triggers"] if d["kind"] == "ScaledObject" else []:
+        m = t["metadata"]
+        print(t["type"], *([urlsplit(m["url"]).path, m["valueLocation"]] if "url" in m else [m["stream"], m["consumerGroup"]]))' "$DIR/keda-zero.yaml"
+}
+answers() { # one line: what each trigger reads now; "-": nothing that is a number
+  local type what where value line=
+  while read -r type what where; do
+    case $type in
+      metrics-api) value=$(curl -sf "http://127.0.0.1:$health$what" | jq -r --arg at "$where" 'getpath($at | split(".")) | numbers') ;;
+      redis-streams) value=$(as_keda info | grep -q '^redis_version:7' && as_keda xinfo groups "$what" | sed -n "/^$where\$/,\$p" | sed -n '/^lag$/{n;p}') ;;
+    esac
+    line="$line ${value:--}"
+  done < <(triggers)
+  echo "${line# }"
+}
+reads() { [ "$(answers)" = "$1" ]; }
+check "asleep: every trigger reads 0" until_true 20 reads "0 0 0 0 0 0"
+r xadd 'tf:{default}:jobs:1' '*' id wakes uri file:///x.jpg >/dev/null
+check "a job comes: demand and its lane's lag say 1, for each tier" until_true 20 reads "1 0 1 1 0 1"
+for denied in "xrange tf:{default}:jobs:1 - +" "xadd tf:{default}:jobs:1 * id x" "xlen tf:{default}:results" "get tf:{default}:policy" "config get *" "keys *"; do
+  # shellcheck disable=SC2086 # words of a command
+  check "KEDA's user may not: $denied" eval 'set -f; as_keda $denied | grep -q ^NOPERM; set +f'
+done
+same "it may see a lane's length" 1 "$(as_keda xlen 'tf:{default}:jobs:1')"
+pid=${PIDS[router]}; kill -TERM "$pid"; wait "$pid"; same "the router leaves and exits 0" 0 "$?"; unset "PIDS[router]"
+same "the job waits on" 1 "$(r xlen 'tf:{default}:jobs:1')"

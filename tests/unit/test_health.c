@@ -54,6 +54,28 @@ static int request(const char *method, const char *path) {
   return status;
 }
 
+Test(health, a_text_of_the_service, .init = start, .fini = stop) {
+  cr_assert_eq(request("GET", "/wanted"), 404);
+  tf_health_publish(health, "/wanted", "application/json", NULL);
+  cr_assert_eq(request("GET", "/wanted"), 503);
+  tf_health_publish(health, "/wanted", "application/json", "{\"llm\":3}\n");
+  cr_assert_eq(request("GET", "/wanted"), 200);
+  cr_assert_not_null(strstr(answer, "application/json"));
+  cr_assert_not_null(strstr(answer, "\r\n\r\n{\"llm\":3}\n"));
+  cr_assert_eq(request("HEAD", "/wanted"), 200);
+  cr_assert_eq(request("POST", "/wanted"), 405);
+  cr_assert_eq(request("GET", "/wanted/"), 404);
+  char longer[2 * TF_HEALTH_TEXT_BYTES_MAX];
+  memset(longer, 'x', sizeof longer - 1);
+  longer[sizeof longer - 1] = '\0';
+  tf_health_publish(health, "/wanted", "text/plain", longer);
+  cr_assert_eq(request("GET", "/wanted"), 200);
+  cr_assert_eq(strlen(strstr(answer, "\r\n\r\n") + 4), TF_HEALTH_TEXT_BYTES_MAX);
+  tf_health_publish(health, "/wanted", "application/json", NULL);
+  cr_assert_eq(request("GET", "/wanted"), 503);
+  tf_health_publish(NULL, "/wanted", "application/json", "1");
+}
+
 Test(health, paths, .init = start, .fini = stop) {
   cr_assert_eq(request("GET", "/healthz"), 200);
   cr_assert_not_null(strstr(answer, "\r\n\r\nok\n"));

@@ -375,6 +375,61 @@ Test(policy, demand_does_not_see_the_lowered_n) {
   cr_assert_float_eq(llms[0], 40, 1e-9);
 }
 
+static void demand_is(const tf_policy_state *state, const tf_policy_load *load, double encoders, double llms) {
+  double got[2];
+  tf_policy_demand(&config, state, load, &got[0], &got[1]);
+  cr_assert_float_eq(got[0], encoders, 1e-9, "encoders: %g, not %g", got[0], encoders);
+  cr_assert_float_eq(got[1], llms, 1e-9, "LLMs: %g, not %g", got[1], llms);
+}
+
+Test(policy, nobody_is_wanted_only_when_nothing_is_there) {
+  tf_policy_state quiet = {0}, rare = {.rate = {.per_s = 0.09, .window_ms = 30000, .dispersion = 1}};
+  tf_policy_load load = {.unfinished = 0};
+  demand_is(&quiet, &load, 0, 0);
+  load.unfinished = 5; /* before the first worker: the counts are not known */
+  demand_is(&quiet, &load, 1, 1);
+  load = load_of(2, 3);
+  demand_is(&quiet, &load, 0, 0);
+  demand_is(&rare, &load, 0.01, 0.04);  /* a fraction of one, which is rounded up */
+  load.unfinished = load.in_decode = 3; /* all have a slot */
+  demand_is(&quiet, &load, 1, 1);
+  memset(load.encode.service_ms, 0, sizeof load.encode.service_ms);
+  memset(load.decode.service_ms, 0, sizeof load.decode.service_ms);
+  demand_is(&quiet, &load, 2, 3); /* not measured: what is there */
+  load.unfinished = load.in_decode = 0;
+  demand_is(&quiet, &load, 0, 0);
+  demand_is(&rare, &load, 2, 3);
+}
+
+Test(policy, a_backlog_that_nobody_serves_asks_for_all_that_it_needs) {
+  tf_policy_state quiet = {0};
+  tf_policy_load load = load_of(0, 0); /* service times are those from before the pause */
+  load.unfinished = load.waiting = 2000;
+  demand_is(&quiet, &load, 100, 400);
+  memset(load.decode.service_ms, 0, sizeof load.decode.service_ms);
+  demand_is(&quiet, &load, 100, 1);
+}
+
+Test(policy, demand_ends_some_minutes_after_the_last_job) {
+  double rates[] = {0.05, 0.5, 3, 45}, encoders, llms;
+  for (int bursts = 0; bursts < 2; bursts++) {
+    for (size_t i = 0; i < sizeof rates / sizeof *rates; i++) {
+      fluid one = {.load = load_of(30, 90)};
+      for (int k = 0; k < 6; k++) { /* evenly, or all of half a minute at once */
+        run(&one, bursts ? rates[i] * 300 : rates[i], bursts ? 0.1 : 30);
+        if (bursts) run(&one, 0, 29.9);
+      }
+      run(&one, rates[i], 40);
+      tf_policy_demand(&config, &one.state, &one.load, &encoders, &llms);
+      cr_assert(encoders > 0 && llms > 0);
+      run(&one, 0, 300);
+      cr_assert_eq(one.load.unfinished, 0);
+      tf_policy_demand(&config, &one.state, &one.load, &encoders, &llms);
+      cr_assert(encoders == 0 && llms == 0, "%g jobs/s: %g, %g", rates[i], encoders, llms);
+    }
+  }
+}
+
 /* --- Odd inputs --- */
 
 static double odd_number(void) {

@@ -202,6 +202,31 @@ Test(simulator, autoscaling_brings_full_detail_back_and_does_not_oscillate) {
   tf_sim_result_free(&out);
 }
 
+/* Bursts with a long pause between them: nobody is there in the pauses, and each burst starts workers once. */
+Test(simulator, tiers_that_scale_to_zero_sleep_and_wake) {
+  tf_simulation config = plain(1, 1, 4);
+  config.arrivals = (tf_arrivals_config){
+      .shape = TF_ARRIVALS_BURST, .rate = 0, .burst_jobs = 300, .period_s = 1200, .duration_s = 4800};
+  config.scaling = (tf_sim_scaling){.on = true, .period_s = 15, .start_s = 30, .scale_down_s = 300, .to_zero = true};
+  config.encode.workers_max = config.decode.workers_max = 20;
+  tf_sim_result *out = simulate(&config);
+  cr_assert_eq(out->arrived, out->finished);
+  cr_assert_geq(out->arrived, 900);
+  cr_assert_eq(out->retried, 0);
+  int wakes = 0, sleeps = 0;
+  for (size_t i = 1; i < 240; i++) { /* of 20 s */
+    const tf_sim_moment *before = &out->moments[i - 1], *now = &out->moments[i];
+    wakes += before->llms == 0 && now->llms > 0;
+    sleeps += before->llms > 0 && now->llms == 0;
+    cr_assert_eq(now->llms == 0, now->encoders == 0, "one tier sleeps at %zu", i);
+    if (now->llms == 0 && now->unfinished > 0) cr_assert(now->wanted_llms >= 1 && now->wanted_encoders >= 1);
+  }
+  cr_assert(wakes == 3 && sleeps == 3, "%d wakes, %d sleeps", wakes, sleeps);
+  cr_assert_lt(out->wait_p99_s, 15 + 30 + 60);
+  cr_assert_lt(out->worker_s_decode, 0.5 * 4800 * 20);
+  tf_sim_result_free(&out);
+}
+
 /* --- Arrivals --- */
 
 static double arrivals_in(tf_arrivals_config config, double from_s, double until_s) {
