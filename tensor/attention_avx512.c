@@ -120,31 +120,68 @@ TF_AVX512 void tf_attention_round(const float *x, float scale, int64_t count, in
   }
 }
 
-TF_AVX512 void tf_attention_absorb(const float *scores, uint16_t *powers, int64_t positions, int64_t visible,
-                                   float *maximum, float *total, float *sums, int64_t width) {
+/* The highest of a line's first scores; two vectors at a time, as each waits for the one before. */
+TF_AVX512_INLINE float highest_of(const float *scores, int64_t visible) {
   const __m512 least = _mm512_set1_ps(-INFINITY);
-  __m512 most = least;
-  for (int64_t t = 0; t < visible; t += 16)
+  __m512 most = least, other = least;
+  int64_t t = 0;
+  for (; t + 32 <= visible; t += 32) {
+    most = _mm512_max_ps(most, _mm512_loadu_ps(scores + t));
+    other = _mm512_max_ps(other, _mm512_loadu_ps(scores + t + 16));
+  }
+  for (; t < visible; t += 16)
     most = _mm512_max_ps(most, _mm512_mask_loadu_ps(least, tf_lanes16(visible - t), scores + t));
-  float highest = _mm512_reduce_max_ps(most);
-  if (highest > *maximum) {
-    if (*total > 0.0f) {
-      float factor = expf(*maximum - highest);
-      *total *= factor;
-      for (int64_t i = 0; i < width; i += 16)
-        _mm512_storeu_ps(sums + i, _mm512_mul_ps(_mm512_loadu_ps(sums + i), _mm512_set1_ps(factor)));
-    }
-    *maximum = highest;
-  }
-  __m512 about = _mm512_set1_ps(*maximum), sum = _mm512_setzero_ps();
-  for (int64_t t = 0; t < positions; t += 16) {
-    __mmask16 lanes = t < visible ? tf_lanes16(visible - t) : 0;
-    __m512 power = _mm512_maskz_mov_ps(lanes, tf_exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, scores + t), about)));
-    _mm256_storeu_si256((__m256i *)(void *)(powers + t), to_bf16(power));
-    sum = _mm512_add_ps(sum, power);
-  }
-  *total += _mm512_reduce_add_ps(sum);
+  return _mm512_reduce_max_ps(_mm512_max_ps(most, other));
 }
+
+/* The line's total and sums follow its maximum. */
+TF_AVX512_INLINE void raise_maximum(float highest, float *maximum, float *total, float *sums, int64_t width) {
+  if (!(highest > *maximum)) return;
+  if (*total > 0.0f) {
+    float factor = expf(*maximum - highest);
+    *total *= factor;
+    for (int64_t i = 0; i < width; i += 16)
+      _mm512_storeu_ps(sums + i, _mm512_mul_ps(_mm512_loadu_ps(sums + i), _mm512_set1_ps(factor)));
+  }
+  *maximum = highest;
+}
+
+TF_AVX512_INLINE __m512i two_to_bf16(__m512 low, __m512 high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1);
+}
+__attribute__((target(NEEDS ",avx512bf16"), always_inline)) static inline __m512i two_to_bf16_at_once(__m512 low,
+                                                                                                      __m512 high) {
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low); /* powers are normal floats or 0: rounded alike */
+}
+
+/* ABSORB(name, target, rounding): past what is visible no power is computed. */
+#define ABSORB(name, needs, rounded)                                                                                   \
+  __attribute__((target(needs))) void name(const float *scores, uint16_t *powers, int64_t positions, int64_t visible,  \
+                                           float *maximum, float *total, float *sums, int64_t width) {                 \
+    raise_maximum(highest_of(scores, visible), maximum, total, sums, width);                                           \
+    const __m512 about = _mm512_set1_ps(*maximum), none = _mm512_setzero_ps();                                         \
+    __m512 sum = none, other = none;                                                                                   \
+    int64_t t = 0;                                                                                                     \
+    for (; t + 32 <= visible; t += 32) {                                                                               \
+      __m512 low = tf_exp_bounded16(_mm512_sub_ps(_mm512_loadu_ps(scores + t), about));                                \
+      __m512 high = tf_exp_bounded16(_mm512_sub_ps(_mm512_loadu_ps(scores + t + 16), about));                          \
+      _mm512_storeu_si512(powers + t, rounded(low, high));                                                             \
+      sum = _mm512_add_ps(sum, low);                                                                                   \
+      other = _mm512_add_ps(other, high);                                                                              \
+    }                                                                                                                  \
+    for (; t < positions; t += 16) {                                                                                   \
+      __mmask16 lanes = t < visible ? tf_lanes16(visible - t) : 0;                                                     \
+      __m512 power = none;                                                                                             \
+      if (lanes)                                                                                                       \
+        power = _mm512_maskz_mov_ps(lanes,                                                                             \
+                                    tf_exp_bounded16(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, scores + t), about))); \
+      _mm256_storeu_si256((__m256i *)(void *)(powers + t), _mm512_castsi512_si256(rounded(power, none)));              \
+      sum = _mm512_add_ps(sum, power);                                                                                 \
+    }                                                                                                                  \
+    *total += _mm512_reduce_add_ps(_mm512_add_ps(sum, other));                                                         \
+  }
+ABSORB(tf_attention_absorb, NEEDS, two_to_bf16)
+ABSORB(tf_attention_absorb_bf16, NEEDS ",avx512bf16", two_to_bf16_at_once)
 
 TF_AVX512 void tf_attention_divide(const float *x, float total, float *y, int64_t count) {
   const __m512 factor = _mm512_set1_ps(1.0f / total);

@@ -112,12 +112,14 @@ static void run_stretch(lines *self, const tf_attention_kernel *kernel, int64_t 
                         .powers = self->powers,
                         .sums = self->sums};
   int64_t padded = stretch.blocks * TF_BLOCK_KEYS, width = PANEL * self->panels;
+  void (*absorb)(const float *, uint16_t *, int64_t, int64_t, float *, float *, float *, int64_t) =
+      tf_cpu_has_bf16() ? tf_attention_absorb_bf16 : tf_attention_absorb;
   kernel->score(&stretch);
   for (int64_t line = 0; line < self->count; line++) {
     int64_t visible = last ? (int64_t)last[line / group] + 1 - at : positions;
     visible = visible < 0 ? 0 : visible < positions ? visible : positions;
-    tf_attention_absorb(self->scores + line * TF_STRETCH, self->powers + line * TF_STRETCH, padded, visible,
-                        &self->maximum[line], &self->total[line], self->sums + line * width, width);
+    absorb(self->scores + line * TF_STRETCH, self->powers + line * TF_STRETCH, padded, visible, &self->maximum[line],
+           &self->total[line], self->sums + line * width, width);
   }
   kernel->gather(&stretch);
 }

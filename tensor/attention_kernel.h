@@ -30,6 +30,9 @@ extern const tf_attention_kernel tf_attention_avx512, tf_attention_avx512_bf16, 
  * sums [width] follow the maximum. visible >= 0. */
 void tf_attention_absorb(const float *scores, uint16_t *powers, int64_t positions, int64_t visible, float *maximum,
                          float *total, float *sums, int64_t width);
+/* The same, bit for bit, by the instructions that round to bf16. */
+void tf_attention_absorb_bf16(const float *scores, uint16_t *powers, int64_t positions, int64_t visible, float *maximum,
+                              float *total, float *sums, int64_t width);
 /* y = x / total */
 void tf_attention_divide(const float *x, float total, float *y, int64_t count);
 /* count floats times scale to bf16, zeros from there to padded (both: any; padded a multiple of 16 past). */

@@ -177,27 +177,50 @@ TF_AVX512 void tf_finish_avx512(const tf_finish *finish) {
 
 /* -- rows ------------------------------------------------------------------------------------------------------- */
 
+/* Four vectors at a time, as each waits for the one before. */
 TF_AVX512_INLINE float largest_of(const float *x, int64_t width) {
-  __m512 most = _mm512_setzero_ps();
-  for (int64_t i = 0; i < width; i += 16)
-    most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i)));
-  return _mm512_reduce_max_ps(most);
+  __m512 most[4];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; k++) most[k] = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 64 <= width; i += 64) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) most[k] = _mm512_max_ps(most[k], _mm512_abs_ps(_mm512_loadu_ps(x + i + 16 * k)));
+  }
+  for (; i < width; i += 16)
+    most[0] = _mm512_max_ps(most[0], _mm512_abs_ps(_mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i)));
+  return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
 }
 
-/* q = round(x * 127 / largest), ties to even, plus 128; the scale takes it back: largest / 127. */
+/* 64 inputs from i on, times factor, as integers; zeros past width. */
+TF_AVX512_INLINE void scaled_inputs(const float *x, int64_t i, int64_t width, __m512 factor, __m512i q[4]) {
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; k++) {
+    int64_t left = width - i - 16 * k;
+    __m512 part = _mm512_maskz_loadu_ps(tf_lanes16(left < 0 ? 0 : left), x + i + 16 * k);
+    q[k] = _mm512_cvtps_epi32(_mm512_mul_ps(part, factor));
+  }
+}
+
+/* 64 integers within int8's range, plus 128, as bytes. Packing goes by quarters of a vector; the order is put right. */
+TF_AVX512_INLINE void store_bytes(uint8_t *to, const __m512i q[4]) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+  bytes = _mm512_xor_si512(_mm512_permutexvar_epi32(order, bytes), _mm512_set1_epi8((char)-128));
+  _mm512_storeu_si512(to, bytes);
+}
+
+/* q = round(x * 127 / largest), ties to even, plus 128; the scale takes it back: largest / 127. line_bytes is a
+ * multiple of 64 (kernel.h). */
 TF_AVX512 void tf_convert_int8_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
   float largest = largest_of(x, width);
   __m512 factor = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
   *scale = largest / 127.0f;
-  const __m128i middle = _mm_set1_epi8((char)-128);
-  uint8_t *bytes = out;
-  int64_t i = 0;
-  for (; i < width; i += 16) {
-    __m512 scaled_x = _mm512_mul_ps(_mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i), factor);
-    __m128i q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(scaled_x));
-    _mm_storeu_si128((void *)(bytes + i), _mm_xor_si128(q, middle)); /* line_bytes is a multiple of 64 */
+  for (int64_t i = 0; i < line_bytes; i += 64) {
+    __m512i q[4];
+    scaled_inputs(x, i, width, factor, q);
+    store_bytes((uint8_t *)out + i, q);
   }
-  for (; i < line_bytes; i += 16) _mm_storeu_si128((void *)(bytes + i), middle);
 }
 
 /* q = round(x * 32512 / largest) = 256 high + low, high within +-127, low -128..127; each plus 128, in a line each. */
@@ -205,19 +228,16 @@ TF_AVX512 void tf_convert_int8x2_avx512(const float *x, int64_t width, int64_t l
   float largest = largest_of(x, width);
   __m512 factor = _mm512_set1_ps(largest > 0 ? 32512.0f / largest : 0.0f);
   *scale = largest / 32512.0f;
-  const __m128i middle = _mm_set1_epi8((char)-128);
-  uint8_t *bytes = out;
-  int64_t i = 0;
-  for (; i < width; i += 16) {
-    __m512 scaled_x = _mm512_mul_ps(_mm512_maskz_loadu_ps(tf_lanes16(width - i), x + i), factor);
-    __m512i q = _mm512_cvtps_epi32(scaled_x), high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
-    __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 8));
-    _mm_storeu_si128((void *)(bytes + i), _mm_xor_si128(_mm512_cvtsepi32_epi8(high), middle));
-    _mm_storeu_si128((void *)(bytes + line_bytes + i), _mm_xor_si128(_mm512_cvtsepi32_epi8(low), middle));
-  }
-  for (; i < line_bytes; i += 16) {
-    _mm_storeu_si128((void *)(bytes + i), middle);
-    _mm_storeu_si128((void *)(bytes + line_bytes + i), middle);
+  for (int64_t i = 0; i < line_bytes; i += 64) {
+    __m512i q[4], high[4];
+    scaled_inputs(x, i, width, factor, q);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      high[k] = _mm512_srai_epi32(_mm512_add_epi32(q[k], _mm512_set1_epi32(128)), 8);
+      q[k] = _mm512_sub_epi32(q[k], _mm512_slli_epi32(high[k], 8));
+    }
+    store_bytes((uint8_t *)out + i, high);
+    store_bytes((uint8_t *)out + line_bytes + i, q);
   }
 }
 

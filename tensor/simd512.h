@@ -17,10 +17,10 @@ TF_AVX512_INLINE __mmask16 tf_lanes16(int64_t count) {
   return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
 }
 
-/* e^x, relative error under 2e-7 where the result is a normal float; x is bounded to +-87.3, which an activation or a
- * soft maximum can not tell from what lies beyond. */
-TF_AVX512_INLINE __m512 tf_exp16(__m512 x) {
-  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.3f)), _mm512_set1_ps(87.3f));
+/* e^x for x up to 87.3, relative error under 2e-7; what is below -87.3 counts as that, which a soft maximum can not
+ * tell from what lies beyond. */
+TF_AVX512_INLINE __m512 tf_exp_bounded16(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.3f));
   __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x); /* ln 2 in two parts: the first is exact */
   r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
@@ -30,6 +30,11 @@ TF_AVX512_INLINE __m512 tf_exp16(__m512 x) {
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.499999940f));
   p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
   return _mm512_scalef_ps(p, n);
+}
+
+/* Of any x: bounded to 87.3 above as well. */
+TF_AVX512_INLINE __m512 tf_exp16(__m512 x) {
+  return tf_exp_bounded16(_mm512_min_ps(x, _mm512_set1_ps(87.3f)));
 }
 
 /* x / (1 + e^-z): x * sigmoid(z) */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "tensor/attention_bf16.h"
+#include "tensor/attention_kernel.h"
 #include "tensor/cpu.h"
 
 #define TOLERANCE 1e-2
@@ -183,3 +184,45 @@ Test(attention_bf16, paged, .timeout = 120) {
     check_paged((paged){.heads = 14, .kv_heads = 2, .dim = 16, .length = {1, 2, 530}, .rows = {1, 2, 30}});
   }
 }
+
+#if defined(__x86_64__)
+/* One line's state after some scores, and their powers. */
+typedef struct absorbed {
+  uint16_t powers[TF_STRETCH];
+  float maximum, total, sums[32];
+} absorbed;
+
+/* Both ways to round, however many positions are visible: one result, and it is the formula's. */
+Test(attention_bf16, powers_by_either_rounding) {
+  enum { POSITIONS = 80 };
+  if (!use_level("avx512")) return;
+  float *scores = random_floats(POSITIONS, 60.0f, 7); /* steep: most powers are small */
+  for (int64_t visible = 0; visible <= POSITIONS; visible++) {
+    absorbed plain = {.maximum = 1.5f, .total = 3.0f}, native;
+    for (int i = 0; i < 32; i++) plain.sums[i] = (float)i;
+    native = plain;
+    int64_t positions = (visible + 31) / 16 * 16; /* a block more than some line sees */
+    if (positions > POSITIONS) positions = POSITIONS;
+    tf_attention_absorb(scores, plain.powers, positions, visible, &plain.maximum, &plain.total, plain.sums, 32);
+    double most = 1.5, total = 0.0;
+    for (int64_t t = 0; t < visible; t++) most = fmax(most, (double)scores[t]);
+    for (int64_t t = 0; t < visible; t++) total += exp((double)scores[t] - most);
+    total += 3.0 * exp(1.5 - most);
+    cr_assert_float_eq((double)plain.maximum, most, 0.0);
+    cr_assert_float_eq((double)plain.total, total, 1e-6 * total, "%ld visible", (long)visible);
+    cr_assert_float_eq((double)plain.sums[31], 31.0 * exp(1.5 - most), 1e-4);
+    for (int64_t t = 0; t < positions; t++) {
+      uint32_t bits = (uint32_t)plain.powers[t] << 16;
+      float power;
+      memcpy(&power, &bits, sizeof power);
+      double exact = t < visible ? exp((double)scores[t] - most) : 0.0;
+      cr_assert_float_eq((double)power, exact, 4e-3 * exact + 1e-37, "%ld of %ld", (long)t, (long)visible);
+    }
+    if (!tf_cpu_has_bf16()) continue; /* this machine rounds one way alone */
+    tf_attention_absorb_bf16(scores, native.powers, positions, visible, &native.maximum, &native.total, native.sums,
+                             32);
+    cr_assert_eq(memcmp(&plain, &native, sizeof plain), 0, "%ld visible", (long)visible);
+  }
+  free(scores);
+}
+#endif
