@@ -1,6 +1,7 @@
 /* Both products of f32 attention with AVX2 and FMA. In: stretches (attention_f32.h). Out: scores, sums.
- * Tiles of 6 lines by 16 positions (scores) or 16 dimensions (sums) keep their sums in 12 registers. Values serve as
- * they lie; keys are turned into columns, 16 positions at a time, for all lines of the stretch. */
+ * Tiles of 6 lines by 16 positions (scores) or 16 dimensions (sums) keep their sums in 12 registers. Both are packed into
+ * panels first, once for all lines of the stretch: keys turned into columns, 16 positions at a time; of the values 16
+ * dimensions at a time, position behind position. */
 #include "tensor/attention_f32.h"
 
 #if defined(__x86_64__)

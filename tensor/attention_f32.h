@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* Positions taken at once: the scores of some lines stay in the first- or second-level cache. A line of scores has room
- * for one vector more, as products write whole ones. */
+ * for one panel more, as products write whole ones. */
 enum { TF_F32_STRETCH = 128, TF_F32_PANEL = 16, TF_F32_SCORES = TF_F32_STRETCH + TF_F32_PANEL };
 
 /* Positions whose rows lie in one block, `stride` floats apart. */

@@ -13,10 +13,12 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 enum { ALIGN = 64, FILE_VERSION = 1, PIECE_BYTES = 8 << 20, PATH_BYTES_MAX = 4096, PAGE_BYTES = 2 << 20 };
+enum { LOCK_TRIES = 20, LOCK_TRY_MS = 1 };
 static const char MAGIC[8] = {'T', 'F', 'P', 'A', 'C', 'K', 'E', 'D'};
 
 typedef struct entry {
@@ -122,6 +124,14 @@ static tf_code load(tf_pack_file *self, int fd, const char *key, tf_error *error
   return code == TF_OK ? map_file(self, fd, error) : code;
 }
 
+/* Says that the file is used. Whoever wants to know whether it is holds it for a moment: some tries, then it is done
+ * without. A file that is removed all the same stays mapped; where there are no locks, none is removed. */
+static void lock_shared(int fd) {
+  const struct timespec pause = {.tv_nsec = LOCK_TRY_MS * 1000000L};
+  for (int i = 0; i < LOCK_TRIES && flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK; i++)
+    nanosleep(&pause, NULL);
+}
+
 tf_code tf_pack_file_open(const char *path, const char *key, tf_pack_file **out, tf_error *error) {
   assert(strlen(key) < TF_PACK_KEY_BYTES);
   *out = NULL;
@@ -133,7 +143,7 @@ tf_code tf_pack_file_open(const char *path, const char *key, tf_pack_file **out,
     return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory");
   }
   self->fd = fd;
-  flock(fd, LOCK_SH | LOCK_NB); /* where there are no locks, a file in use may be removed, and stays mapped */
+  lock_shared(fd);
   tf_code code = load(self, fd, key, error);
   if (code != TF_OK)
     tf_pack_file_close(&self);
@@ -151,12 +161,29 @@ void tf_pack_file_close(tf_pack_file **self) {
   *self = NULL;
 }
 
-bool tf_pack_file_remove(int folder, const char *name) {
+/* A descriptor that has the file for itself; -1: some process uses it, it is none, or there are no locks. NFS gives
+ * such a lock only to who may write; elsewhere reading is enough for a file of root's. */
+static int open_unused(int folder, const char *name) {
+  const int flags = O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW;
   struct stat status;
-  int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+  int fd = openat(folder, name, O_RDWR | flags);
+  if (fd < 0) fd = openat(folder, name, O_RDONLY | flags);
+  if (fd < 0) return -1;
+  if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
+  close(fd);
+  return -1;
+}
+
+bool tf_pack_file_unused(int folder, const char *name) {
+  int fd = open_unused(folder, name);
+  if (fd >= 0) close(fd);
+  return fd >= 0;
+}
+
+bool tf_pack_file_remove(int folder, const char *name) {
+  int fd = open_unused(folder, name);
   if (fd < 0) return false;
-  bool unused = fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && flock(fd, LOCK_EX | LOCK_NB) == 0;
-  bool gone = unused && unlinkat(folder, name, 0) == 0;
+  bool gone = unlinkat(folder, name, 0) == 0;
   close(fd);
   return gone;
 }
@@ -236,9 +263,9 @@ static int write_blobs(int fd, const header *head, const entry *table, const tf_
   return out.error;
 }
 
-/* Beside path, under a name of its own: several processes may write the same file, the last one stays. There is no
- * fsync: a file that a power cut tore is told by its checksums and packed again, and a start need not wait for the
- * disk. */
+/* Beside path, under a name of its own, locked as one in use: what is not is left of a process that ended. For this
+ * user alone: others could lock it, too, and so keep it from being removed. There is no fsync: a file that a power cut
+ * tore is told by its checksums and packed again, and a start need not wait for the disk. */
 static tf_code write_file(const char *path, const header *head, const entry *table, const tf_pack_blob *blobs,
                           const atomic_bool *stop, tf_error *error) {
   char temporary[PATH_BYTES_MAX];
@@ -246,8 +273,9 @@ static tf_code write_file(const char *path, const header *head, const entry *tab
   if (getrandom(&number, sizeof number, 0) != sizeof number) number = (uint64_t)getpid();
   int length = snprintf(temporary, sizeof temporary, "%s.%016" PRIx64 ".tmp", path, number);
   if (length < 0 || (size_t)length >= sizeof temporary) return tf_fail(error, TF_ERR_IO, "its name is too long");
-  int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) return tf_fail(error, TF_ERR_IO, "%s", strerror(errno));
+  flock(fd, LOCK_EX | LOCK_NB);
   int failed = write_blobs(fd, head, table, blobs, stop);
   if (close(fd) != 0 && failed == 0) failed = errno;
   if (failed == 0 && rename(temporary, path) != 0) failed = errno;

@@ -35,10 +35,12 @@ void *tf_pack_file_blob(const tf_pack_file *self, const char *name, const char *
 
 /* Bytes that a file of these blobs takes at most. */
 uint64_t tf_pack_file_bytes(const tf_pack_blob *blobs, size_t count);
-/* Removes the file unless some process has it open (or it is none); whether it is gone. folder: a descriptor. */
+/* Whether no process has the file open: as far as locks say, so not where there are none. folder: a descriptor. */
+bool tf_pack_file_unused(int folder, const char *name);
+/* Removes the file if it is unused; whether it is gone. */
 bool tf_pack_file_remove(int folder, const char *name);
-/* Writes a new file and puts it in the place of what is at path, at once. Names differ. stop: looked at on the way; may
- * be NULL. Errors: IO, OUT_OF_MEMORY, CANCELLED; nothing of it is left then. */
+/* Writes a new file, which only this user may read, and puts it in the place of what is at path, at once. Names differ.
+ * stop: looked at on the way; may be NULL. Errors: IO, OUT_OF_MEMORY, CANCELLED; nothing of it is left then. */
 tf_code tf_pack_file_write(const char *path, const char *key, const tf_pack_blob *blobs, size_t count,
                            const atomic_bool *stop, tf_error *error);
 

@@ -5,7 +5,6 @@
 #include "tensor/pack_store.h"
 
 #include <assert.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -15,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -23,20 +21,17 @@
 #include "tensor/cpu.h"
 #include "tensor/huge.h"
 #include "tensor/pack_file.h"
+#include "tensor/pack_folder.h"
 
 enum {
   PATH_BYTES_MAX = 3072,
-  NAME_BYTES_MAX = 128,
   ROLE_BYTES_MAX = 32,
-  HASH_DIGITS = 32,
-  ENTRIES_MAX = 10000, /* of the folder, looked at when old files go */
-  TORN_S = 3600        /* what is still being written is younger */
+  LOCK_WAIT_MS = 60000 /* for others that write: a thread's wait, not a start's */
 };
-static const char LETTERS[] = "abcdefghijklmnopqrstuvwxyz", DIGITS[] = "0123456789abcdef";
-static const char ENDING[] = ".weights", TORN_ENDING[] = ".tmp";
 
 struct tf_pack_store {
-  char folder[PATH_BYTES_MAX], role[ROLE_BYTES_MAX], path[PATH_BYTES_MAX + NAME_BYTES_MAX], key[TF_PACK_KEY_BYTES];
+  char folder[PATH_BYTES_MAX], role[ROLE_BYTES_MAX], path[PATH_BYTES_MAX + TF_PACK_FILE_NAME_BYTES],
+      key[TF_PACK_KEY_BYTES];
   uint64_t bytes_max;
   tf_pack_file *file;    /* NULL: none that is good */
   pthread_mutex_t mutex; /* guards all below */
@@ -64,7 +59,7 @@ static bool name_file(tf_pack_store *self, const char *content) {
   if (size < 0 || (size_t)size >= sizeof self->key) return false;
   XXH128_hash_t hash = XXH3_128bits(self->key, (size_t)size);
   size = snprintf(self->path, sizeof self->path, "%s/%s-%016" PRIx64 "%016" PRIx64 "%s", self->folder, self->role,
-                  (uint64_t)hash.high64, (uint64_t)hash.low64, ENDING);
+                  (uint64_t)hash.high64, (uint64_t)hash.low64, TF_PACK_ENDING);
   return size > 0 && (size_t)size < sizeof self->path;
 }
 
@@ -83,7 +78,7 @@ static bool make_folder(const char *folder) {
 tf_pack_store *tf_pack_store_open(const tf_pack_place *place, const char *role, const char *content) {
   const char *folder = place != NULL ? place->folder : NULL;
   if (folder == NULL || folder[0] == '\0' || strcmp(folder, "off") == 0) return NULL;
-  assert(strspn(role, LETTERS) == strlen(role) && strlen(role) < ROLE_BYTES_MAX);
+  assert(strspn(role, TF_PACK_LETTERS) == strlen(role) && strlen(role) < ROLE_BYTES_MAX);
   tf_pack_store *self = calloc(1, sizeof *self);
   if (self == NULL) return NULL;
   pthread_mutex_init(&self->mutex, NULL);
@@ -159,79 +154,38 @@ void *tf_pack_store_take(tf_pack_store *self, const char *name, const char *form
 
 /* ---- the end of loading ---- */
 
-static bool ends_with(const char *text, const char *end) {
-  size_t size = strlen(text), end_size = strlen(end);
-  return size >= end_size && strcmp(text + size - end_size, end) == 0;
+/* Another process packed the same and was first. */
+static bool is_written(const tf_pack_store *self) {
+  tf_pack_file *file = NULL;
+  tf_error error;
+  if (self->file != NULL || tf_pack_file_open(self->path, self->key, &file, &error) != TF_OK || file == NULL)
+    return false;
+  tf_pack_file_close(&file);
+  return true;
 }
 
-/* A file of some role: ROLE-HASH.weights, or with more behind it where it is being written. */
-static bool is_ours(const char *name, const char *ending) {
-  const char *hash = name + strspn(name, LETTERS);
-  return hash > name && *hash == '-' && strspn(hash + 1, DIGITS) == HASH_DIGITS &&
-         strncmp(hash + 1 + HASH_DIGITS, ENDING, sizeof ENDING - 1) == 0 && ends_with(name, ending) &&
-         strlen(name) < NAME_BYTES_MAX;
+static const char *own_name(const tf_pack_store *self) {
+  return strrchr(self->path, '/') + 1;
 }
 
-typedef struct used_file {
-  char name[NAME_BYTES_MAX];
-  struct timespec used;
-  uint64_t bytes;
-} used_file;
-
-static int by_use(const void *a, const void *b) { /* the oldest first */
-  const struct timespec *x = &((const used_file *)a)->used, *y = &((const used_file *)b)->used;
-  if (x->tv_sec != y->tv_sec) return x->tv_sec < y->tv_sec ? -1 : 1;
-  return (x->tv_nsec > y->tv_nsec) - (x->tv_nsec < y->tv_nsec);
-}
-
-/* What a killed process began goes at once; all else that is there, but for this store's own file, is listed. */
-static size_t list_files(const tf_pack_store *self, DIR *folder, used_file *files, size_t most) {
-  const char *own = strrchr(self->path, '/') + 1;
-  const struct dirent *item;
-  size_t count = 0;
-  for (int seen = 0; seen < ENTRIES_MAX && count < most && (item = readdir(folder)) != NULL; seen++) {
-    struct stat status;
-    bool torn = is_ours(item->d_name, TORN_ENDING), whole = is_ours(item->d_name, ENDING);
-    if ((!torn && !whole) || strcmp(item->d_name, own) == 0) continue;
-    if (fstatat(dirfd(folder), item->d_name, &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode)) continue;
-    if (torn && time(NULL) - status.st_mtime > TORN_S && unlinkat(dirfd(folder), item->d_name, 0) == 0) continue;
-    used_file *one = &files[count++];
-    memcpy(one->name, item->d_name, strlen(item->d_name) + 1);
-    one->used = status.st_mtim;
-    one->bytes = (uint64_t)status.st_size;
+static tf_code write_file(const tf_pack_store *self, tf_error *error) {
+  int lock = -1;
+  if (self->forgot) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory to note what was packed");
+  if (!make_folder(self->folder)) return tf_fail(error, TF_ERR_IO, "%s", strerror(errno));
+  tf_code code = tf_pack_folder_lock(self->folder, LOCK_WAIT_MS, &self->stop, &lock, error);
+  if (code != TF_OK) return code;
+  if (!is_written(self)) {
+    uint64_t bytes = tf_pack_file_bytes(self->blobs, self->count);
+    code = tf_pack_folder_make_room(self->folder, own_name(self), bytes, self->bytes_max, error);
+    if (code == TF_OK) code = tf_pack_file_write(self->path, self->key, self->blobs, self->count, &self->stop, error);
   }
-  return count;
-}
-
-/* Whether this store's own file finds room with `bytes`; the files that were used least lately go for it. */
-static bool make_room(const tf_pack_store *self, uint64_t bytes) {
-  if (bytes > self->bytes_max) return false;
-  uint64_t left = self->bytes_max - bytes, taken = 0;
-  DIR *folder = opendir(self->folder);
-  if (folder == NULL) return true;
-  used_file *files = malloc(ENTRIES_MAX * sizeof *files);
-  size_t count = files != NULL ? list_files(self, folder, files, ENTRIES_MAX) : 0;
-  if (count > 0) qsort(files, count, sizeof *files, by_use);
-  for (size_t i = 0; i < count; i++) taken += files[i].bytes;
-  for (size_t i = 0; i < count && taken > left; i++) {
-    if (!ends_with(files[i].name, ENDING) || !tf_pack_file_remove(dirfd(folder), files[i].name)) continue;
-    taken -= files[i].bytes;
-    tf_log_info("weights_removed", TF_STR("folder", self->folder), TF_STR("file", files[i].name));
-  }
-  free(files);
-  closedir(folder);
-  return taken <= left;
+  close(lock);
+  return code;
 }
 
 static void write_now(tf_pack_store *self) {
-  tf_error error = {.text = "no memory to note what was packed"};
-  tf_code code = self->forgot ? TF_ERR_OUT_OF_MEMORY : TF_OK;
-  if (code == TF_OK && !make_folder(self->folder)) code = tf_fail(&error, TF_ERR_IO, "%s", strerror(errno));
-  uint64_t bytes = tf_pack_file_bytes(self->blobs, self->count);
-  if (code == TF_OK && !make_room(self, bytes))
-    code = tf_fail(&error, TF_ERR_IO, "no room for %" PRIu64 " MiB among the %" PRIu64 " that the folder may take",
-                   bytes >> 20, self->bytes_max >> 20);
-  if (code == TF_OK) code = tf_pack_file_write(self->path, self->key, self->blobs, self->count, &self->stop, &error);
+  tf_error error;
+  tf_code code = write_file(self, &error);
   if (code == TF_OK) {
     tf_log_info("weights_kept", TF_STR("file", self->path));
   } else if (code != TF_ERR_CANCELLED) {
@@ -239,8 +193,25 @@ static void write_now(tf_pack_store *self) {
   }
 }
 
+/* The bound may be another one than when the files were written. */
+static void tidy_now(tf_pack_store *self) {
+  tf_error error;
+  int lock = -1;
+  if (tf_pack_folder_is_tidy(self->folder, self->bytes_max)) return;
+  tf_code code = tf_pack_folder_lock(self->folder, LOCK_WAIT_MS, &self->stop, &lock, &error);
+  if (code == TF_OK) {
+    code = tf_pack_folder_make_room(self->folder, own_name(self), 0, self->bytes_max, &error);
+    close(lock);
+  }
+  if (code != TF_OK && code != TF_ERR_CANCELLED) warn(self, "weights_not_bounded", error.text);
+}
+
 static void *writer_main(void *context) {
-  write_now(context);
+  tf_pack_store *self = context;
+  if (self->fresh)
+    write_now(self);
+  else
+    tidy_now(self);
   return NULL;
 }
 
@@ -249,11 +220,9 @@ void tf_pack_store_save(tf_pack_store *self) {
   if (!self->fresh) {
     utimensat(AT_FDCWD, self->path, NULL, 0); /* used now; where that can't be noted, nothing is lost */
     tf_log_info("weights_mapped", TF_STR("file", self->path));
-    make_room(self, tf_pack_file_bytes(self->blobs, self->count)); /* the bound may be another one now */
-    return;
   }
   self->writing = pthread_create(&self->writer, NULL, writer_main, self) == 0;
-  if (!self->writing) write_now(self);
+  if (!self->writing && self->fresh) warn(self, "weights_not_kept", "no thread to write it"); /* a start never waits */
 }
 
 void tf_pack_store_end(tf_pack_store *self) {

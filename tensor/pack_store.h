@@ -14,8 +14,8 @@
 enum { TF_PACK_LAYOUT_VERSION = 1 };
 
 /* folder: made where it is not there; NULL, "" or "off": nowhere. bytes_max: that the files of all roles in it take
- * together. Before one is written, those that nobody has used for longest go, but for what some process has mapped;
- * where that is not enough, it is not written. */
+ * together, those being written too. Before one is written, those that nobody has used for longest go, but for what
+ * some process has mapped; where that would not be enough, it is not written. One process writes at a time. */
 typedef struct tf_pack_place {
   const char *folder;
   uint64_t bytes_max;
@@ -34,8 +34,8 @@ void tf_pack_store_close(tf_pack_store **self);
  * it is zeroed, to be filled before tf_pack_store_save, and the caller's to free (tf_huge_free), after that. name: of
  * this blob alone; form: how it lies. NULL: out of memory. Any thread. */
 void *tf_pack_store_take(tf_pack_store *self, const char *name, const char *form, size_t bytes, bool *filled);
-/* Once all is packed, and nothing is taken any more: begins to write the file where anything was not in it, on a thread
- * of its own: nobody waits for it. */
+/* Once all is packed, and nothing is taken any more: begins to write the file where anything was not in it, and to
+ * bring the folder down to its bound, on a thread of its own: nobody waits for it. */
 void tf_pack_store_save(tf_pack_store *self);
 /* Before any of the weights are freed: the writing is over, or given up. */
 void tf_pack_store_end(tf_pack_store *self);
