@@ -1,7 +1,8 @@
 """Where a job's CPU time goes, by what the functions do: sampled by perf over the processes of the real stack.
 
 In: a running Stack, work that it does meanwhile, the build's objects (which function lies in which file). Out: CPU seconds by
-group. Needs Debian's linux-perf and the right to sample; without either `Sampler.missing` says so.
+group. Needs Debian's linux-perf and the right to sample; without either `Sampler.missing` says so. A profile that can not be
+trusted is none: `Unusable` says why.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 HERTZ = 499  # no multiple of the scheduler's ticks
 PERF_SECONDS_MAX = 120
 ATTACH_S = 1  # until perf is there; the idle stack spends next to nothing meanwhile
+INTERRUPTED = (0, -signal.SIGINT, 128 + signal.SIGINT)  # perf's ends of a recording that SIGINT stopped
+MATCHED_MIN, SAMPLED_MIN = 0.8, 0.5  # of the lines; of the CPU time that the processes' own accounts have
 
 PRODUCTS, EPILOGUES, ATTENTION = "products of the linears", "their epilogues, in the tile", "attention: both products"
 SOFTMAX, ROWS, NORMS = "attention: soft maximum", "rows to int8 or bf16 and back", "norms, RoPE, copies, choice of words"
@@ -77,6 +81,28 @@ def group_of(process: str, library: str, function: str, objects: dict[str, set[s
     return max(groups, key=GROUPS.index) if groups else MESSAGES
 
 
+class Unusable(Exception):
+    """Why a profile says nothing."""
+
+
+class Samples(NamedTuple):
+    """What perf said, and how much of it was understood."""
+
+    seconds: Counter[str]
+    lines: int
+    matched: int
+
+    def checked(self, spent_s: float) -> Counter[str]:
+        """CPU seconds by group, if they can be all: spent_s is what the processes did spend."""
+        if self.matched == 0:
+            raise Unusable(f"no samples of the processes in {self.lines} lines of perf")
+        if self.matched < MATCHED_MIN * self.lines:
+            raise Unusable(f"only {self.matched} of {self.lines} lines of perf are samples of the processes")
+        if self.seconds.total() < SAMPLED_MIN * spent_s:
+            raise Unusable(f"samples of {self.seconds.total():.2f} CPU seconds, where the processes spent {spent_s:.2f}")
+        return self.seconds
+
+
 class Sampler:
     """perf over some processes while they work."""
 
@@ -91,38 +117,64 @@ class Sampler:
         with tempfile.NamedTemporaryFile(prefix="tokenflex-perf-") as file:
             command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(HERTZ), "-o", file.name, "--", "true"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=PERF_SECONDS_MAX, check=False)
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return "" if done.returncode == 0 else f"perf can not sample here: {last}"
+        return "" if done.returncode == 0 else f"perf can not sample here: {last_line(done.stderr)}"
 
-    def sample(self, processes: dict[str, int], work: Callable[[], object]) -> Counter[str]:
-        """CPU seconds by group that the processes ({name: pid}) spent while `work` ran."""
+    def sample(self, processes: dict[str, int], work: Callable[[], object], spent: Callable[[], float]) -> Counter[str]:
+        """CPU seconds by group that the processes ({name: pid}) spent while `work` ran; spent: what they say they spent so far."""
         names = {pid: name for name, pid in processes.items()}
-        with tempfile.NamedTemporaryFile(prefix="tokenflex-perf-") as file:
+        with tempfile.NamedTemporaryFile(prefix="tokenflex-perf-") as file, tempfile.TemporaryFile("w+") as complaints:
             command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(HERTZ), "-o", file.name, "-p", ",".join(map(str, names))]
-            perf = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            perf = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=complaints)
             try:
                 time.sleep(ATTACH_S)
-                work()
+                before = spent()
+                if perf.poll() is None:
+                    work()
+                spent_s, early = spent() - before, perf.poll() is not None
             finally:
-                perf.send_signal(signal.SIGINT)
-                perf.wait(PERF_SECONDS_MAX)
+                status = stop(perf)
+            if early or status not in INTERRUPTED:
+                complaints.seek(0)
+                raise Unusable(f"perf ended with {status}: {last_line(complaints.read())}")
             script = ["perf", "script", "-i", file.name, "-F", "pid,ip,sym,dso"]
-            done = subprocess.run(script, capture_output=True, text=True, timeout=PERF_SECONDS_MAX, check=True)
-        return self.count(done.stdout, names)
+            try:
+                done = subprocess.run(script, capture_output=True, text=True, timeout=PERF_SECONDS_MAX, check=False)
+            except subprocess.TimeoutExpired as error:
+                raise Unusable(f"perf script did not end in {PERF_SECONDS_MAX} s") from error
+            if done.returncode:
+                raise Unusable(f"perf script ended with {done.returncode}: {last_line(done.stderr)}")
+        return self.count(done.stdout, names).checked(spent_s)
 
-    def count(self, text: str, names: dict[int, str]) -> Counter[str]:
+    def count(self, text: str, names: dict[int, str]) -> Samples:
         """Lines of `perf script`: PID ADDRESS FUNCTION (LIBRARY)."""
         seconds: Counter[str] = Counter()
-        for line in text.splitlines():
+        lines, matched = [line for line in text.splitlines() if line.strip()], 0
+        for line in lines:
             match = re.match(r"\s*(\d+)\s+[0-9a-f]+\s+(.*?)\s+\((.*)\)$", line)
             if match and int(match[1]) in names:
                 seconds[group_of(names[int(match[1])], match[3], plain(match[2]), self.objects)] += 1 / HERTZ
-        return seconds
+                matched += 1
+        return Samples(seconds, len(lines), matched)
+
+
+def stop(perf: subprocess.Popen) -> int:
+    """Ends a recording, so that its file is whole; its exit status."""
+    perf.send_signal(signal.SIGINT)
+    try:
+        return perf.wait(PERF_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        perf.kill()
+        return perf.wait()
+
+
+def last_line(text: str) -> str:
+    """What a program complained of."""
+    return (text.strip().splitlines() or ["no reason given"])[-1]
 
 
 def outside(seconds: Counter[str]) -> float:
-    """The share of all that is not in the matrix kernels."""
-    return sum(seconds[group] for group in GROUPS if group not in MATRIX) / max(seconds.total(), 1 / HERTZ)
+    """The share of all (of which there is some) that is not in the matrix kernels."""
+    return sum(seconds[group] for group in GROUPS if group not in MATRIX) / seconds.total()
 
 
 def table_of(counts: dict[int, tuple[int, Counter[str]]]) -> dict:
@@ -134,7 +186,7 @@ def table_of(counts: dict[int, tuple[int, Counter[str]]]) -> dict:
         row = [name]
         for jobs, seconds in counts.values():
             spent = sum(seconds[group] for group in groups)
-            row += [f"{spent / jobs * 1000:.2f}", f"{spent / max(seconds.total(), 1 / HERTZ) * 100:.1f}%"]
+            row += [f"{spent / jobs * 1000:.2f}", f"{spent / seconds.total() * 100:.1f}%"]
         rows.append(row)
 
     for group in GROUPS:
