@@ -29,7 +29,7 @@ from tokenflex_tools.reference_llm import LanguageModel, greedy
 from tokenflex_tools.reference_vision import Projector as ReferenceProjector
 from tokenflex_tools.reference_vision import VisionModel
 
-from . import captions, data, export, features, model, rewards, sequences, team, words
+from . import captions, data, export, features, model, rewards, sequences, table, team, words
 
 SHAPES, COLOURS = ("circle", "square", "triangle"), ("red", "green", "blue", "white")
 COUNTS = [4, 9, 16]
@@ -228,9 +228,47 @@ def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
             check(caption == expected, f"the C program says {caption!r}, the reference {expected!r}")
 
 
+def check_table(folder: Path) -> None:
+    """The table of given results; a folder with a result is taken as it is, or refused where an option is another one."""
+    def result(way: str, seed: int, score: float) -> dict[str, Any]:
+        measured = [{"vision_tokens": count, "cider_d": score + count / 1000} for count in table.COUNTS]
+        return {"way": way, "seed": seed, "minutes": 1.5 * seed, "tokens": 64.0, "measured": measured}
+
+    results = [result("fixed 64", 1, 0.5), result("fixed 64", 2, 0.7), result("random", 1, 0.9)]
+    lines = table.table(results, "cider_d").splitlines()
+    check(lines[0] == "| CIDEr-D: trained | at 64 | at 144 | at 256 | tokens an image | minutes of phase 2 |"
+          and lines[2:] == ["| fixed 64 | 0.664 ± 0.100 | 0.744 ± 0.100 | 0.856 ± 0.100 | 64 | 2.2 |",
+                            "| random | 0.964 | 1.044 | 1.156 | 64 | 1.5 |"], "the table of three results")
+    options = argparse.Namespace(out=folder / "table", steps=2, words_steps=3, images=4)
+    at = options.out / "random.1"
+    at.mkdir(parents=True)
+    done = results[2] | {"options": table.options_of("random", 1, options)}
+    (at / "result.json").write_text(json.dumps(done))
+    check(table.one_run("random", 1, options) == done, "a result of the same options is taken")
+
+    def refusal(**others: int) -> str:
+        try:
+            table.one_run("random", 1, argparse.Namespace(**vars(options) | others))
+        except SystemExit as end:
+            return str(end)
+        return ""
+
+    for name in ("steps", "words_steps", "images"):
+        said, there = refusal(**{name: 9}), f"--{name.replace('_', '-')} {getattr(options, name)} "
+        check(str(at) in said and there in said, f"another {name} is refused: {said.split('/')[-1]}")
+    (at / "result.json").rename(at / "run.json")
+    (at / "run.json").write_text(json.dumps(done["options"]))
+    check("steps" in refusal(steps=9), "also while there is no result yet")
+    (at / "run.json").unlink()
+    (at / "words").mkdir()
+    (at / "words/adapter.gguf").touch()
+    check("run.json" in refusal(), "nor is one begun whose options nobody noted gone on with")
+
+
 def run(folder: Path, tiny: Path, program: Path | None) -> None:
     """All phases."""
     check_gradients()
+    check_table(folder)
     check_fast(tiny, folder / "kernels")
     sequences.load_tokenizer = lambda file: AsciiTokenizer(file.metadata)
     write_data(folder)

@@ -1,8 +1,9 @@
 """The paper's table: adapters trained at one token count and at random ones, each measured at every count.
 
-In: data folder, model folder, feature cache. Out: for each way of training and each seed a folder with its adapter and
-result.json; the table in Markdown: mean of the seeds, and how far they lie apart.
-Every way gets the same phases, steps, batches and seeds; only the counts drawn differ. A run that was ended goes on where it was.
+In: data folder, model folder, feature cache. Out: for each way of training and each seed a folder with its adapter, run.json
+(the options) and result.json; the table in Markdown: mean of the seeds, how far they lie apart, minutes of phase 2.
+Every way gets the same phases, steps, batches and seeds; only the counts drawn differ. A run that was ended goes on where it was,
+if its options are the same; a folder of other options is refused.
 Run: python -m train.table --data DIR --model DIR --cache DIR --out DIR --steps 120 --seeds 1 2 3 --workers 2 --fast
 """
 
@@ -45,12 +46,35 @@ def measure(adapter: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             for count in COUNTS]
 
 
+def options_of(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What a result depends on beside data and model."""
+    counts, shares = WAYS[way]
+    return {"counts": counts, "shares": shares, "seed": seed, "steps": options.steps, "words_steps": options.words_steps,
+            "images": options.images}
+
+
+def refuse_others(folder: Path, wanted: dict[str, Any]) -> None:
+    """Ends the program where the folder holds (a part of) a run of other options, or of unknown ones."""
+    kept = {name: json.loads((folder / name).read_text()) for name in ("run.json", "result.json") if (folder / name).exists()}
+    if not kept and ((folder / "words/adapter.gguf").exists() or (folder / "captions/last.pt").exists()):
+        raise SystemExit(f"{folder} holds a run whose options nobody noted (no run.json): name another --out, or remove it")
+    for name, content in kept.items():
+        noted = content if name == "run.json" else content.get("options", {})
+        for option, value in wanted.items():
+            if noted.get(option) != value:
+                there = f"--{option.replace('_', '-')} {noted.get(option, 'unknown')}"
+                raise SystemExit(f"{folder} holds a run with {there} ({name}), not {value}: name another --out, or remove it")
+
+
 def one_run(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Words, captions, evaluation; the result is kept, and taken from there the next time."""
     folder = options.out / f"{way.replace(' ', '-')}.{seed}"
-    record = folder / "result.json"
+    record, wanted = folder / "result.json", options_of(way, seed, options)
+    refuse_others(folder, wanted)
     if record.exists():
         return json.loads(record.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(wanted) + "\n")
     counts, shares = WAYS[way]
     drawn = ["--counts", *counts, "--shares", *shares, "--seed", seed]
     words, captions = folder / "words", folder / "captions"
@@ -59,7 +83,7 @@ def one_run(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     fast = ["--fast"] if options.fast else []
     phase("captions", options, "--start", words / "adapter.gguf", "--out", captions, "--steps", options.steps,
           "--workers", options.workers, *drawn, *fast)
-    result = {"way": way, "seed": seed, "minutes": minutes_of(captions / "log.jsonl"),
+    result = {"way": way, "seed": seed, "options": wanted, "minutes": minutes_of(captions / "log.jsonl"),
               "tokens": sum(count * share for count, share in zip(counts, shares)),
               "measured": measure(captions / "adapter.gguf", options)}
     record.write_text(json.dumps(result, indent=1) + "\n")
@@ -74,9 +98,9 @@ def cell(runs: list[dict[str, Any]], count: int, score: str) -> str:
 
 
 def table(results: list[dict[str, Any]], score: str) -> str:
-    """One score of all runs: a row for each way of training, a column for each count at inference."""
+    """One score of all runs: a row for each way of training, a column for each count at inference. Minutes are phase 2's."""
     lines = [f"| {SCORES[score]}: trained | " + " | ".join(f"at {count}" for count in COUNTS)
-             + " | tokens an image | minutes |", "|---" * (len(COUNTS) + 3) + "|"]
+             + " | tokens an image | minutes of phase 2 |", "|---" * (len(COUNTS) + 3) + "|"]
     for way in WAYS:
         runs = [run for run in results if run["way"] == way]
         if runs:
