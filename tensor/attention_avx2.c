@@ -1,7 +1,6 @@
 /* Both products of f32 attention with AVX2 and FMA. In: stretches (attention_f32.h). Out: scores, sums.
- * Tiles of 6 lines by 16 positions (scores) or 16 dimensions (sums) keep their sums in 12 registers. Both are packed into
- * panels first, once for all lines of the stretch: keys turned into columns, 16 positions at a time; of the values 16
- * dimensions at a time, position behind position. */
+ * Tiles of 6 lines by 16 positions (scores) or 16 dimensions (sums) keep their sums in 12 registers. Both sides come
+ * from panels, packed once for all lines: keys turned into columns, 16 positions each; values by 16 dimensions each. */
 #include "tensor/attention_f32.h"
 
 #if defined(__x86_64__)

@@ -233,6 +233,15 @@ Test(pack_folder, a_start_that_finds_its_file_keeps_the_bound) {
   close(used);
 }
 
+Test(pack_folder, what_was_left_half_written_goes_though_there_is_room) {
+  leave_file(TORN, SIZE, 0);
+  start_within("the first", 10 * SIZE, "weights_kept");
+  cr_assert_not(is_there(TORN));
+  leave_file(TORN, SIZE, 0);
+  start_within("the first", 10 * SIZE, "weights_removed");
+  cr_assert(!is_there(TORN) && logged("weights_mapped") == 1);
+}
+
 Test(pack_folder, a_file_that_is_replaced_goes_first) {
   char name[NAME_BYTES], path[600];
   start_within("the first", SIZE, "weights_kept");
