@@ -22,6 +22,7 @@ HERTZ = 499  # no multiple of the scheduler's ticks
 PERF_SECONDS_MAX = 120
 ATTACH_S = 1  # until perf is there; the idle stack spends next to nothing meanwhile
 INTERRUPTED = (0, -signal.SIGINT, 128 + signal.SIGINT)  # perf's ends of a recording that SIGINT stopped
+COMPLAINT_MAX = 300
 MATCHED_MIN, SAMPLED_MIN = 0.8, 0.5  # of the lines; of the CPU time that the processes' own accounts have
 
 PRODUCTS, EPILOGUES, ATTENTION = "products of the linears", "their epilogues, in the tile", "attention: both products"
@@ -117,7 +118,7 @@ class Sampler:
         with tempfile.NamedTemporaryFile(prefix="tokenflex-perf-") as file:
             command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(HERTZ), "-o", file.name, "--", "true"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=PERF_SECONDS_MAX, check=False)
-        return "" if done.returncode == 0 else f"perf can not sample here: {last_line(done.stderr)}"
+        return "" if done.returncode == 0 else f"perf can not sample here: {complaint(done.stderr)}"
 
     def sample(self, processes: dict[str, int], work: Callable[[], object], spent: Callable[[], float]) -> Counter[str]:
         """CPU seconds by group that the processes ({name: pid}) spent while `work` ran; spent: what they say they spent so far."""
@@ -135,14 +136,14 @@ class Sampler:
                 status = stop(perf)
             if early or status not in INTERRUPTED:
                 complaints.seek(0)
-                raise Unusable(f"perf ended with {status}: {last_line(complaints.read())}")
+                raise Unusable(f"perf ended with {status}: {complaint(complaints.read())}")
             script = ["perf", "script", "-i", file.name, "-F", "pid,ip,sym,dso"]
             try:
                 done = subprocess.run(script, capture_output=True, text=True, timeout=PERF_SECONDS_MAX, check=False)
             except subprocess.TimeoutExpired as error:
                 raise Unusable(f"perf script did not end in {PERF_SECONDS_MAX} s") from error
             if done.returncode:
-                raise Unusable(f"perf script ended with {done.returncode}: {last_line(done.stderr)}")
+                raise Unusable(f"perf script ended with {done.returncode}: {complaint(done.stderr)}")
         return self.count(done.stdout, names).checked(spent_s)
 
     def count(self, text: str, names: dict[int, str]) -> Samples:
@@ -167,9 +168,9 @@ def stop(perf: subprocess.Popen) -> int:
         return perf.wait()
 
 
-def last_line(text: str) -> str:
-    """What a program complained of."""
-    return (text.strip().splitlines() or ["no reason given"])[-1]
+def complaint(text: str) -> str:
+    """What a program said on stderr, in one line."""
+    return " ".join(text.split())[:COMPLAINT_MAX] or "no reason given"
 
 
 def outside(seconds: Counter[str]) -> float:
