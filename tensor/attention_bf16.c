@@ -135,9 +135,8 @@ typedef struct paged_job {
   tf_pool *pool;
   const float *q;
   const tf_bf16_rows *rows;
-  int64_t heads, group, head_dim;
+  int64_t heads, kv_heads, group, head_dim;
   const paged_tile *tiles;
-  int64_t tile_count;
   float *out;
 } paged_job;
 
@@ -168,11 +167,10 @@ static void run_paged_tile(const paged_job *job, const paged_tile *tile, int64_t
   }
 }
 
-/* Index = KV head * tiles + tile, so that each piece holds some of the long and some of the short sequences. */
+/* Index = tile * KV heads + KV head: rows come in their order, as in the linears before and after. */
 static void run_paged(void *context, int64_t begin, int64_t end, int thread) {
   const paged_job *job = context;
-  for (int64_t i = begin; i < end; i++)
-    run_paged_tile(job, &job->tiles[i % job->tile_count], i / job->tile_count, thread);
+  for (int64_t i = begin; i < end; i++) run_paged_tile(job, &job->tiles[i / job->kv_heads], i % job->kv_heads, thread);
 }
 
 /* Cuts the rows where the sequence changes and where a tile is full. */
@@ -203,12 +201,13 @@ tf_code tf_attention_bf16_paged(tf_pool *pool, const float *q, const tf_bf16_row
                    .q = q,
                    .rows = rows,
                    .heads = heads,
+                   .kv_heads = kv_heads,
                    .group = heads / kv_heads,
                    .head_dim = head_dim,
                    .tiles = tiles,
                    .out = out};
-  job.tile_count = cut_tiles(rows, TF_LINES_MAX / job.group, tiles);
-  tf_parallel(pool, job.tile_count * kv_heads, 1, run_paged, &job);
+  int64_t tile_count = cut_tiles(rows, TF_LINES_MAX / job.group, tiles);
+  tf_parallel(pool, tile_count * kv_heads, 1, run_paged, &job);
   free(tiles);
   return TF_OK;
 }

@@ -9,7 +9,10 @@
 #include "tensor/linear_parts.h"
 #include "tensor/ops.h"
 
-enum { UNITS_A_THREAD = 8 };
+enum {
+  UNITS_A_THREAD = 8,
+  OWN_BLOCKS_MIN = 4 /* of rows: fewer are not worth reading all weights by one thread */
+};
 
 int64_t tf_linear_in(const tf_linear *self) {
   return self->in;
@@ -29,8 +32,8 @@ typedef struct apply_job {
   const tf_rows *rows;
   float *const *y;
   const tf_epilogue *epilogue;
-  int64_t unit_panels, unit_rows, row_units; /* units of one group of panels, beside each other in memory */
-  int64_t groups[TF_LINEAR_PARTS_MAX];       /* of panels, in each part */
+  int64_t unit_panels, unit_rows, unit_groups; /* unit_groups: units of the same rows, one after the other */
+  int64_t groups[TF_LINEAR_PARTS_MAX];         /* of panels, in each part */
 } apply_job;
 
 static int64_t smaller(int64_t a, int64_t b) {
@@ -86,7 +89,7 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
   (void)thread;
   if (kernel->begin) kernel->begin();
   for (int64_t unit = begin; unit < end; unit++) {
-    int64_t group = unit / job->row_units, first = unit % job->row_units * job->unit_rows;
+    int64_t group = unit % job->unit_groups, first = unit / job->unit_groups * job->unit_rows;
     int part = 0;
     while (group >= job->groups[part]) group -= job->groups[part++];
     int64_t panel = group * job->unit_panels, panels = job->self->parts[part].panels - panel;
@@ -108,21 +111,18 @@ static int64_t count_groups(apply_job *job) {
   return groups;
 }
 
-/* Units small enough that the threads end together: first fewer panels (the kernels lose little by that), then
- * fewer rows. */
+/* Units small enough that the threads end together: first fewer panels (the kernels lose little by that), then fewer
+ * rows. Many rows are cut in any case, a range of them for each thread: what passes between two linears, norms and
+ * attention then stays in one core's cache (parallel.c), and the weights, read by all threads, cost less than that. */
 static int64_t cut_units(apply_job *job, int threads) {
-  int64_t wanted = threads == 1 ? 1 : (int64_t)threads * UNITS_A_THREAD, groups;
+  int64_t wanted = threads == 1 ? 1 : (int64_t)threads * UNITS_A_THREAD;
+  int64_t blocks = (job->rows->rows - 1) / TF_BLOCK_LINES_MAX + 1, pieces = smaller(threads, blocks / OWN_BLOCKS_MIN);
   job->unit_panels = job->self->kernel->panels;
-  job->unit_rows = job->rows->rows;
-  job->row_units = 1;
-  while ((groups = count_groups(job)) < wanted && job->unit_panels > 2) job->unit_panels -= 2;
-  int64_t blocks = (job->rows->rows - 1) / TF_BLOCK_LINES_MAX + 1;
-  if (groups < wanted && blocks > 1) {
-    int64_t pieces = smaller((wanted - 1) / groups + 1, blocks);
-    job->unit_rows = ((blocks - 1) / pieces + 1) * TF_BLOCK_LINES_MAX;
-    job->row_units = (job->rows->rows - 1) / job->unit_rows + 1;
-  }
-  return groups * job->row_units;
+  while ((job->unit_groups = count_groups(job)) < wanted && job->unit_panels > 2) job->unit_panels -= 2;
+  if (job->unit_groups * pieces < wanted) pieces = smaller((wanted - 1) / job->unit_groups + 1, blocks);
+  if (pieces < 1) pieces = 1;
+  job->unit_rows = ((blocks - 1) / pieces + 1) * TF_BLOCK_LINES_MAX;
+  return job->unit_groups * ((job->rows->rows - 1) / job->unit_rows + 1);
 }
 
 /* y = silu(first) * second, as many rows at once as second's product finds room. */

@@ -34,8 +34,8 @@ struct tf_pool {
   /* The current range: written before the ticket is published, stable until `pending` is 0. */
   tf_parallel_fn fn;
   void *context;
-  int64_t count, grain, units;
-  _Atomic uint64_t ticket; /* pieces << 32 | next piece */
+  int64_t count, grain, units, pieces;
+  _Atomic uint64_t ticket; /* end << 32 | next: pieces next..end-1 are not claimed yet */
   atomic_int pending;      /* pieces not finished yet */
 };
 
@@ -47,7 +47,7 @@ static void relax(void) {
 #endif
 }
 
-static uint64_t ticket_pieces(uint64_t ticket) {
+static uint64_t ticket_end(uint64_t ticket) {
   return ticket >> 32;
 }
 static uint64_t ticket_next(uint64_t ticket) {
@@ -56,26 +56,28 @@ static uint64_t ticket_next(uint64_t ticket) {
 
 static bool has_work(tf_pool *self) {
   uint64_t ticket = atomic_load_explicit(&self->ticket, memory_order_acquire);
-  return ticket_next(ticket) < ticket_pieces(ticket);
+  return ticket_next(ticket) < ticket_end(ticket);
 }
 
-static void run_piece(tf_pool *self, int64_t piece, int64_t pieces, int thread) {
-  int64_t each = self->units / pieces, extra = self->units % pieces;
+static void run_piece(tf_pool *self, int64_t piece, int thread) {
+  int64_t pieces = self->pieces, each = self->units / pieces, extra = self->units % pieces;
   int64_t first = piece * each + (piece < extra ? piece : extra);
   int64_t last = first + each + (piece < extra);
   int64_t end = last == self->units ? self->count : last * self->grain;
   self->fn(self->context, first * self->grain, end, thread);
 }
 
-/* Claims and runs pieces until none is left to claim. */
+/* Claims and runs pieces until none is left to claim: the caller from the front, workers from the back. So the rows at
+ * either end stay with one core from range to range, as long as nobody is held up. */
 static void run_pieces(tf_pool *self, int thread) {
   uint64_t ticket = atomic_load_explicit(&self->ticket, memory_order_acquire);
-  while (ticket_next(ticket) < ticket_pieces(ticket)) {
-    if (!atomic_compare_exchange_weak_explicit(&self->ticket, &ticket, ticket + 1, memory_order_acq_rel,
+  while (ticket_next(ticket) < ticket_end(ticket)) {
+    uint64_t claimed = thread == 0 ? ticket + 1 : ticket - ((uint64_t)1 << 32);
+    if (!atomic_compare_exchange_weak_explicit(&self->ticket, &ticket, claimed, memory_order_acq_rel,
                                                memory_order_acquire)) {
       continue;
     }
-    run_piece(self, (int64_t)ticket_next(ticket), (int64_t)ticket_pieces(ticket), thread);
+    run_piece(self, (int64_t)(thread == 0 ? ticket_next(ticket) : ticket_end(claimed)), thread);
     if (atomic_fetch_sub_explicit(&self->pending, 1, memory_order_acq_rel) == 1 && thread != 0) {
       pthread_mutex_lock(&self->mutex);
       pthread_cond_signal(&self->done);
@@ -209,6 +211,7 @@ void tf_parallel(tf_pool *self, int64_t count, int64_t grain, tf_parallel_fn fn,
   self->count = count;
   self->grain = grain;
   self->units = units;
+  self->pieces = pieces;
   atomic_store_explicit(&self->pending, (int)pieces, memory_order_relaxed);
   pthread_mutex_lock(&self->mutex);
   atomic_store_explicit(&self->ticket, (uint64_t)pieces << 32, memory_order_release);
