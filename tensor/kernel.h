@@ -62,6 +62,9 @@ typedef struct tf_kernel {
   void (*finish)(const tf_finish *finish);
   /* One row in the kernel's form: x[width] -> out[halves * line_bytes], and its scale (int8). NULL: f32 as it is. */
   void (*convert)(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
+  /* The same of RMSNorm(x), in one go. NULL: the norm comes first. */
+  void (*convert_normed)(const float *x, int64_t width, const float *weight, float epsilon, int64_t line_bytes,
+                         void *out, float *scale);
 } tf_kernel;
 
 /* What a kernel's arithmetic says of its fields. */
@@ -86,6 +89,10 @@ void tf_finish_avx2(const tf_finish *finish);
 void tf_finish_avx512(const tf_finish *finish);
 void tf_convert_int8_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
 void tf_convert_int8x2_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
+void tf_convert_normed_int8_avx512(const float *x, int64_t width, const float *weight, float epsilon,
+                                   int64_t line_bytes, void *out, float *scale);
+void tf_convert_normed_int8x2_avx512(const float *x, int64_t width, const float *weight, float epsilon,
+                                     int64_t line_bytes, void *out, float *scale);
 void tf_convert_bf16_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale);
 void tf_product_int8_vnni(const tf_block *block);
 void tf_product_bf16_avx512(const tf_block *block);

@@ -88,10 +88,18 @@ PRODUCT(product_int8, _tile_dpbusd)
 PRODUCT(product_bf16, _tile_dpbf16ps)
 
 #define AMX .cpu = TF_CPU_AMX, .panels = 2, .begin = begin, .end = end, .finish = tf_finish_avx512
-const tf_kernel tf_kernel_int8_amx = {TF_KERNEL_INT8, .name = "int8 amx", AMX, .product = product_int8,
-                                      .convert = tf_convert_int8_avx512};
-const tf_kernel tf_kernel_int8x2_amx = {TF_KERNEL_INT8X2, .name = "int8x2 amx", AMX, .product = product_int8,
-                                        .convert = tf_convert_int8x2_avx512};
+const tf_kernel tf_kernel_int8_amx = {TF_KERNEL_INT8,
+                                      .name = "int8 amx",
+                                      AMX,
+                                      .product = product_int8,
+                                      .convert = tf_convert_int8_avx512,
+                                      .convert_normed = tf_convert_normed_int8_avx512};
+const tf_kernel tf_kernel_int8x2_amx = {TF_KERNEL_INT8X2,
+                                        .name = "int8x2 amx",
+                                        AMX,
+                                        .product = product_int8,
+                                        .convert = tf_convert_int8x2_avx512,
+                                        .convert_normed = tf_convert_normed_int8x2_avx512};
 const tf_kernel tf_kernel_bf16_amx = {TF_KERNEL_BF16, .name = "bf16 amx", AMX, .product = product_bf16,
                                       .convert = tf_convert_bf16_avx512};
 #endif

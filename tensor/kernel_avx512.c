@@ -5,6 +5,7 @@
 #include "tensor/kernel.h"
 
 #if defined(__x86_64__)
+#include <math.h>
 #include <string.h>
 
 #include "tensor/simd512.h"
@@ -192,12 +193,35 @@ TF_AVX512_INLINE float largest_of(const float *x, int64_t width) {
   return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
 }
 
-/* 64 inputs from i on, times factor, as integers; zeros past width. */
-TF_AVX512_INLINE void scaled_inputs(const float *x, int64_t i, int64_t width, __m512 factor, __m512i q[4]) {
+/* largest_of(x[i] * weight[i]), and the squares of x added up. */
+TF_AVX512_INLINE float largest_and_squares_of(const float *x, const float *weight, int64_t width, float *squares) {
+  __m512 most[4], sums[4];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; k++) most[k] = sums[k] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < width; i += 64) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      int64_t left = width - i - 16 * k;
+      __mmask16 lanes = tf_lanes16(left < 0 ? 0 : left);
+      __m512 part = _mm512_maskz_loadu_ps(lanes, x + i + 16 * k);
+      __m512 weighted = _mm512_mul_ps(part, _mm512_maskz_loadu_ps(lanes, weight + i + 16 * k));
+      sums[k] = _mm512_fmadd_ps(part, part, sums[k]);
+      most[k] = _mm512_max_ps(most[k], _mm512_abs_ps(weighted));
+    }
+  }
+  *squares = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+  return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
+}
+
+/* 64 inputs from i on, times factor and weight (NULL: 1), as integers; zeros past width. */
+TF_AVX512_INLINE void scaled_inputs(const float *x, const float *weight, int64_t i, int64_t width, __m512 factor,
+                                    __m512i q[4]) {
 #pragma GCC unroll 4
   for (int k = 0; k < 4; k++) {
     int64_t left = width - i - 16 * k;
-    __m512 part = _mm512_maskz_loadu_ps(tf_lanes16(left < 0 ? 0 : left), x + i + 16 * k);
+    __mmask16 lanes = tf_lanes16(left < 0 ? 0 : left);
+    __m512 part = _mm512_maskz_loadu_ps(lanes, x + i + 16 * k);
+    if (weight) part = _mm512_mul_ps(part, _mm512_maskz_loadu_ps(lanes, weight + i + 16 * k));
     q[k] = _mm512_cvtps_epi32(_mm512_mul_ps(part, factor));
   }
 }
@@ -210,36 +234,50 @@ TF_AVX512_INLINE void store_bytes(uint8_t *to, const __m512i q[4]) {
   _mm512_storeu_si512(to, bytes);
 }
 
-/* q = round(x * 127 / largest), ties to even, plus 128; the scale takes it back: largest / 127. line_bytes is a
- * multiple of 64 (kernel.h). */
-TF_AVX512 void tf_convert_int8_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
-  float largest = largest_of(x, width);
+/* q = round(x * 127 / largest), ties to even, plus 128. line_bytes is a multiple of 64 (kernel.h). */
+TF_AVX512_INLINE void to_int8(const float *x, const float *weight, float largest, int64_t width, int64_t line_bytes,
+                              uint8_t *out) {
   __m512 factor = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
-  *scale = largest / 127.0f;
   for (int64_t i = 0; i < line_bytes; i += 64) {
     __m512i q[4];
-    scaled_inputs(x, i, width, factor, q);
-    store_bytes((uint8_t *)out + i, q);
+    scaled_inputs(x, weight, i, width, factor, q);
+    store_bytes(out + i, q);
   }
 }
 
 /* q = round(x * 32512 / largest) = 256 high + low, high within +-127, low -128..127; each plus 128, in a line each. */
-TF_AVX512 void tf_convert_int8x2_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
-  float largest = largest_of(x, width);
+TF_AVX512_INLINE void to_int8x2(const float *x, const float *weight, float largest, int64_t width, int64_t line_bytes,
+                                uint8_t *out) {
   __m512 factor = _mm512_set1_ps(largest > 0 ? 32512.0f / largest : 0.0f);
-  *scale = largest / 32512.0f;
   for (int64_t i = 0; i < line_bytes; i += 64) {
     __m512i q[4], high[4];
-    scaled_inputs(x, i, width, factor, q);
+    scaled_inputs(x, weight, i, width, factor, q);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
       high[k] = _mm512_srai_epi32(_mm512_add_epi32(q[k], _mm512_set1_epi32(128)), 8);
       q[k] = _mm512_sub_epi32(q[k], _mm512_slli_epi32(high[k], 8));
     }
-    store_bytes((uint8_t *)out + i, high);
-    store_bytes((uint8_t *)out + line_bytes + i, q);
+    store_bytes(out + i, high);
+    store_bytes(out + line_bytes + i, q);
   }
 }
+
+/* CONVERT(name, name with norm, to, steps): the scale takes it back: largest / steps. The root mean square of a row is
+ * one factor for all of it: it leaves the integers as they are and goes into their scale. */
+#define CONVERT(name, normed_name, to, steps)                                                                          \
+  TF_AVX512 void name(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {                    \
+    float largest = largest_of(x, width);                                                                              \
+    *scale = largest / (steps);                                                                                        \
+    to(x, NULL, largest, width, line_bytes, out);                                                                      \
+  }                                                                                                                    \
+  TF_AVX512 void normed_name(const float *x, int64_t width, const float *weight, float epsilon, int64_t line_bytes,    \
+                             void *out, float *scale) {                                                                \
+    float squares, largest = largest_and_squares_of(x, weight, width, &squares);                                       \
+    *scale = largest / (steps) / sqrtf(squares / (float)width + epsilon);                                              \
+    to(x, weight, largest, width, line_bytes, out);                                                                    \
+  }
+CONVERT(tf_convert_int8_avx512, tf_convert_normed_int8_avx512, to_int8, 127.0f)
+CONVERT(tf_convert_int8x2_avx512, tf_convert_normed_int8x2_avx512, to_int8x2, 32512.0f)
 
 TF_AVX512 void tf_convert_bf16_avx512(const float *x, int64_t width, int64_t line_bytes, void *out, float *scale) {
   (void)scale;
@@ -273,12 +311,14 @@ const tf_kernel tf_kernel_int8_vnni = {TF_KERNEL_INT8,
                                        .panels = 4,
                                        .product = tf_product_int8_vnni,
                                        .finish = tf_finish_avx512,
-                                       .convert = tf_convert_int8_avx512};
+                                       .convert = tf_convert_int8_avx512,
+                                       .convert_normed = tf_convert_normed_int8_avx512};
 const tf_kernel tf_kernel_int8x2_vnni = {TF_KERNEL_INT8X2,
                                          .name = "int8x2 vnni",
                                          .cpu = TF_CPU_VNNI,
                                          .panels = 4,
                                          .product = tf_product_int8_vnni,
                                          .finish = tf_finish_avx512,
-                                         .convert = tf_convert_int8x2_avx512};
+                                         .convert = tf_convert_int8x2_avx512,
+                                         .convert_normed = tf_convert_normed_int8x2_avx512};
 #endif

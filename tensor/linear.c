@@ -11,7 +11,7 @@
 
 enum {
   UNITS_A_THREAD = 8,
-  OWN_BLOCKS_MIN = 4 /* of rows: fewer are not worth reading all weights by one thread */
+  OWN_BLOCKS_MIN = 6 /* of rows: fewer are not worth reading all weights by one thread */
 };
 
 int64_t tf_linear_in(const tf_linear *self) {

@@ -1,5 +1,5 @@
 /* Norms, activations, soft maximum, RoPE. In, out: dense row-major f32. Rows are split over the pool.
- * Sums run in eight lanes and are folded in one fixed order: the result depends neither on threads nor on the
+ * Sums run in lanes and are folded in one fixed order: the result depends neither on threads nor on the
  * processor. */
 #include "tensor/ops.h"
 
@@ -22,23 +22,35 @@ typedef struct norm_job {
   float *y;
 } norm_job;
 
+/* Four vectors at a time, as each addition waits for the one before. */
 TF_VECTOR float sum_of(const float *x, int64_t count) {
-  tf_f32x8 lanes = {0};
+  tf_f32x8 lanes[4] = {{0}};
   int64_t i = 0;
-  for (; i + TF_LANES <= count; i += TF_LANES) lanes += tf_load8(x + i);
-  float sum = tf_sum8(lanes);
+  for (; i + 4 * TF_LANES <= count; i += 4 * TF_LANES) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) lanes[k] += tf_load8(x + i + k * TF_LANES);
+  }
+  for (; i + TF_LANES <= count; i += TF_LANES) lanes[0] += tf_load8(x + i);
+  float sum = tf_sum8((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
   for (; i < count; i++) sum += x[i];
   return sum;
 }
 
 TF_VECTOR float squares_about(const float *x, int64_t count, float mean) {
-  tf_f32x8 lanes = {0};
+  tf_f32x8 lanes[4] = {{0}};
   int64_t i = 0;
+  for (; i + 4 * TF_LANES <= count; i += 4 * TF_LANES) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      tf_f32x8 d = tf_load8(x + i + k * TF_LANES) - mean;
+      lanes[k] += d * d;
+    }
+  }
   for (; i + TF_LANES <= count; i += TF_LANES) {
     tf_f32x8 d = tf_load8(x + i) - mean;
-    lanes += d * d;
+    lanes[0] += d * d;
   }
-  float sum = tf_sum8(lanes);
+  float sum = tf_sum8((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
   for (; i < count; i++) sum += (x[i] - mean) * (x[i] - mean);
   return sum;
 }

@@ -43,6 +43,11 @@ void tf_rows_free(tf_rows **self) {
 void tf_rows_fill_one(const tf_kernel *kernel, const float *x, int64_t width, const tf_row_norm *norm, float *normed,
                       char *out, float *scale) {
   bool converts = kernel && kernel->convert;
+  int64_t line_bytes = tf_rows_row_bytes(kernel, width) / (kernel ? kernel->halves : 1);
+  if (norm && !norm->bias && kernel && kernel->convert_normed) {
+    kernel->convert_normed(x, width, norm->weight, norm->epsilon, line_bytes, out, scale);
+    return;
+  }
   if (norm) {
     if (!converts) normed = (float *)(void *)out;
     if (norm->bias)
@@ -51,7 +56,7 @@ void tf_rows_fill_one(const tf_kernel *kernel, const float *x, int64_t width, co
       tf_rms_norm_row(x, width, norm->weight, norm->epsilon, normed);
     x = normed;
   }
-  if (converts) kernel->convert(x, width, tf_rows_row_bytes(kernel, width) / kernel->halves, out, scale);
+  if (converts) kernel->convert(x, width, line_bytes, out, scale);
 }
 
 typedef struct fill_job {
