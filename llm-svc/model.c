@@ -139,7 +139,8 @@ typedef struct turn_job {
   const tf_llm_scratch *scratch;
 } turn_job;
 
-/* q and k of some rows are turned by their positions, k and v go to their places of their blocks. */
+/* k and v of some rows go to their places of their blocks, k turned by its position. q is turned here as well for
+ * attention in f32, which takes it as it lies; in bf16 it is on the way into a tile. */
 static void turn_and_store(void *context, int64_t begin, int64_t end, int thread) {
   const turn_job *job = context;
   const tf_llm_config *c = &job->self->config;
@@ -151,15 +152,16 @@ static void turn_and_store(void *context, int64_t begin, int64_t end, int thread
     void *keys = scratch->row_keys[r][position / TF_KV_BLOCK_TOKENS];
     void *values = scratch->row_values[r][position / TF_KV_BLOCK_TOKENS];
     float *key = scratch->k + (size_t)r * width, *value = scratch->v + (size_t)r * width;
-    const float *cosine = scratch->cosine + (size_t)r * c->head_dim, *sine = scratch->sine + (size_t)r * c->head_dim;
-    tf_rope_row(scratch->q + (size_t)r * q_width, c->heads, c->head_dim, c->rope_layout, cosine, sine);
-    tf_rope_row(key, c->kv_heads, c->head_dim, c->rope_layout, cosine, sine);
+    tf_bf16_turn turn = {c->rope_layout, scratch->cosine + (size_t)r * c->head_dim,
+                         scratch->sine + (size_t)r * c->head_dim};
     if (job->self->attention_bf16) {
-      tf_attention_bf16_store(keys, values, place, key, value, c->kv_heads, c->head_dim);
-    } else {
-      memcpy((float *)keys + place * width, key, width * sizeof(float));
-      memcpy((float *)values + place * width, value, width * sizeof(float));
+      tf_attention_bf16_store(keys, values, place, key, value, c->kv_heads, c->head_dim, &turn);
+      continue;
     }
+    tf_rope_row(scratch->q + (size_t)r * q_width, c->heads, c->head_dim, c->rope_layout, turn.cosine, turn.sine);
+    tf_rope_row(key, c->kv_heads, c->head_dim, c->rope_layout, turn.cosine, turn.sine);
+    memcpy((float *)keys + place * width, key, width * sizeof(float));
+    memcpy((float *)values + place * width, value, width * sizeof(float));
   }
 }
 
@@ -175,8 +177,9 @@ static tf_code attend(const tf_llm *self, tf_pool *pool, const tf_kv *kv, uint32
   turn_job job = {self, rows, scratch};
   tf_parallel(pool, count, TURN_GRAIN, turn_and_store, &job);
   if (self->attention_bf16) {
+    tf_bf16_turn turn = {c->rope_layout, scratch->cosine, scratch->sine};
     tf_bf16_rows paged = {count, scratch->positions, (const void *const *const *)scratch->row_keys,
-                          (const void *const *const *)scratch->row_values};
+                          (const void *const *const *)scratch->row_values, &turn};
     return tf_attention_bf16_paged(pool, scratch->q, &paged, c->heads, c->kv_heads, c->head_dim, scratch->mixed);
   }
   tf_paged_rows paged = {count, scratch->positions, (const float *const *const *)(const void *)scratch->row_keys,

@@ -6,6 +6,7 @@
 
 #if defined(__x86_64__)
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "tensor/simd512.h"
@@ -117,6 +118,25 @@ TF_AVX512 void tf_attention_round(const float *x, float scale, int64_t count, in
     __m512 part =
         _mm512_mul_ps(_mm512_maskz_loadu_ps(i < count ? tf_lanes16(count - i) : 0, x + i), _mm512_set1_ps(scale));
     _mm256_mask_storeu_epi16(out + i, tf_lanes16(padded - i), to_bf16(part));
+  }
+}
+
+TF_AVX512 void tf_attention_round_turned(const float *x, const float *cosine, const float *sine, tf_rope_layout layout,
+                                         float scale, int64_t count, int64_t padded, uint16_t *out) {
+  float partners[TF_HEAD_DIM_MAX];
+  bool split = layout == TF_ROPE_HALF_SPLIT;
+  if (split) {
+    memcpy(partners, x + count / 2, (size_t)(count / 2) * sizeof *x);
+    memcpy(partners + count / 2, x, (size_t)(count / 2) * sizeof *x);
+  }
+  for (int64_t i = 0; i < padded; i += 16) {
+    __mmask16 lanes = i < count ? tf_lanes16(count - i) : 0;
+    __m512 part = _mm512_maskz_loadu_ps(lanes, x + i);
+    __m512 partner = split ? _mm512_maskz_loadu_ps(lanes, partners + i) : _mm512_permute_ps(part, 0xb1);
+    __m512 turned = _mm512_mul_ps(part, _mm512_maskz_loadu_ps(lanes, cosine + i));
+    turned = _mm512_add_ps(turned, _mm512_mul_ps(partner, _mm512_maskz_loadu_ps(lanes, sine + i)));
+    turned = _mm512_mul_ps(turned, _mm512_set1_ps(scale));
+    _mm256_mask_storeu_epi16(out + i, tf_lanes16(padded - i), to_bf16(turned));
   }
 }
 

@@ -43,11 +43,22 @@ size_t tf_attention_bf16_block_bytes(int64_t kv_heads, int64_t head_dim) {
   return (size_t)(kv_heads * head_bytes(head_dim));
 }
 
+/* A head of row `row`, turned if that is asked for. */
+static void round_head(const float *x, const tf_bf16_turn *turn, int64_t row, float scale, int64_t dim, int64_t padded,
+                       uint16_t *out) {
+  if (turn)
+    tf_attention_round_turned(x, turn->cosine + row * dim, turn->sine + row * dim, turn->layout, scale, dim, padded,
+                              out);
+  else
+    tf_attention_round(x, scale, dim, padded, out);
+}
+
 /* One position of one head into its place. */
-static void store_head(char *keys, char *values, int64_t place, const float *key, const float *value, int64_t dim) {
+static void store_head(char *keys, char *values, int64_t place, const float *key, const float *value, int64_t dim,
+                       const tf_bf16_turn *turn) {
   _Alignas(64) uint16_t rounded[DIMS_MAX + 2 * STEPS_ALIGN];
   int64_t steps = steps_of(dim), panels = panels_of(dim);
-  tf_attention_round(key, 1.0f, dim, 2 * steps, rounded);
+  round_head(key, turn, 0, 1.0f, dim, 2 * steps, rounded);
   for (int64_t step = 0; step < steps; step++) memcpy(keys + step * TF_KEY_STEP + 4 * place, rounded + 2 * step, 4);
   tf_attention_round(value, 1.0f, dim, PANEL * panels, rounded);
   char *at = values + place / 2 * 64 + place % 2 * 2;
@@ -57,11 +68,12 @@ static void store_head(char *keys, char *values, int64_t place, const float *key
 }
 
 void tf_attention_bf16_store(void *keys, void *values, int64_t place, const float *key, const float *value,
-                             int64_t kv_heads, int64_t head_dim) {
+                             int64_t kv_heads, int64_t head_dim, const tf_bf16_turn *turn) {
   assert(place >= 0 && place < TF_BF16_BLOCK_TOKENS);
   for (int64_t head = 0; head < kv_heads; head++) {
     int64_t at = head * head_bytes(head_dim);
-    store_head((char *)keys + at, (char *)values + at, place, key + head * head_dim, value + head * head_dim, head_dim);
+    store_head((char *)keys + at, (char *)values + at, place, key + head * head_dim, value + head * head_dim, head_dim,
+               turn);
   }
 }
 
@@ -146,9 +158,11 @@ static void run_paged_tile(const paged_job *job, const paged_tile *tile, int64_t
   float scale = 1.0f / sqrtf((float)dim);
   lines self;
   start_lines(&self, tile->rows * group, dim, tf_pool_scratch(job->pool, thread));
-  for (int64_t line = 0; line < self.count; line++)
-    tf_attention_round(job->q + ((tile->first + line / group) * job->heads + kv_head * group + line % group) * dim,
-                       scale, dim, 2 * self.steps, self.query + line * 2 * self.steps);
+  for (int64_t line = 0; line < self.count; line++) {
+    int64_t row = tile->first + line / group;
+    round_head(job->q + (row * job->heads + kv_head * group + line % group) * dim, rows->turn, row, scale, dim,
+               2 * self.steps, self.query + line * 2 * self.steps);
+  }
   for (int64_t r = tile->first; r < tile->first + tile->rows; r++)
     if (rows->positions[r] >= end) end = (int64_t)rows->positions[r] + 1;
   const tf_attention_kernel *kernel = kernel_for(self.count);
@@ -299,8 +313,8 @@ size_t tf_attention_bf16_block_bytes(int64_t kv_heads, int64_t head_dim) {
   return (size_t)(kv_heads * head_dim) * TF_BF16_BLOCK_TOKENS * sizeof(uint16_t);
 }
 void tf_attention_bf16_store(void *keys, void *values, int64_t place, const float *key, const float *value,
-                             int64_t kv_heads, int64_t head_dim) {
-  (void)keys, (void)values, (void)place, (void)key, (void)value, (void)kv_heads, (void)head_dim;
+                             int64_t kv_heads, int64_t head_dim, const tf_bf16_turn *turn) {
+  (void)keys, (void)values, (void)place, (void)key, (void)value, (void)kv_heads, (void)head_dim, (void)turn;
   assert(false); /* tf_attention_bf16_wanted says so */
 }
 tf_code tf_attention_bf16_paged(tf_pool *pool, const float *q, const tf_bf16_rows *rows, int64_t heads,

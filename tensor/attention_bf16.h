@@ -18,17 +18,24 @@ enum { TF_BF16_BLOCK_TOKENS = 16 };
 bool tf_attention_bf16_wanted(void);
 /* Bytes of the keys (as many as of the values) of one block. head_dim up to TF_HEAD_DIM_MAX. */
 size_t tf_attention_bf16_block_bytes(int64_t kv_heads, int64_t head_dim);
-/* Puts one position into its place (0..15) of a block: key and value [kv_heads, head_dim]. Blocks are aligned to 64
- * bytes and start zeroed; a block that is used again may hold old positions behind the newest: they are finite, and no
- * row sees them. */
+/* How RoPE turns heads on their way to bf16: cosine and sine of a row [head_dim] (of several: [rows, head_dim]), as
+ * tf_rope_angles lays them out. */
+typedef struct tf_bf16_turn {
+  tf_rope_layout layout;
+  const float *cosine, *sine;
+} tf_bf16_turn;
+/* Puts one position into its place (0..15) of a block: key and value [kv_heads, head_dim]; turn: of the key, NULL for
+ * none. Blocks are aligned to 64 bytes and start zeroed; a block that is used again may hold old positions behind the
+ * newest: they are finite, and no row sees them. */
 void tf_attention_bf16_store(void *keys, void *values, int64_t place, const float *key, const float *value,
-                             int64_t kv_heads, int64_t head_dim);
+                             int64_t kv_heads, int64_t head_dim, const tf_bf16_turn *turn);
 
 typedef struct tf_bf16_rows {
   int64_t rows;
   const int32_t *positions;         /* [rows] row r sees 0..positions[r], all of them stored */
   const void *const *const *keys;   /* keys[r][b]: block b of the sequence of row r */
   const void *const *const *values; /* likewise */
+  const tf_bf16_turn *turn;         /* of the queries; NULL: none */
 } tf_bf16_rows;
 /* As tf_attention_paged. Errors: UNSUPPORTED (as there), OUT_OF_MEMORY. */
 tf_code tf_attention_bf16_paged(tf_pool *pool, const float *q, const tf_bf16_rows *rows, int64_t heads,

@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "tensor/ops.h"
+
 enum { TF_LINES_MAX = 96, TF_STRETCH = 512, TF_BLOCK_KEYS = 16, TF_KEY_STEP = 64, TF_VALUE_PANEL = 512 };
 
 /* One stretch of positions for some lines. Lines and powers are bf16; rows of both and of scores may be read and
@@ -37,6 +39,10 @@ void tf_attention_absorb_bf16(const float *scores, uint16_t *powers, int64_t pos
 void tf_attention_divide(const float *x, float total, float *y, int64_t count);
 /* count floats times scale to bf16, zeros from there to padded (both: any; padded a multiple of 16 past). */
 void tf_attention_round(const float *x, float scale, int64_t count, int64_t padded, uint16_t *out);
+
+/* The same of a head that RoPE turns on the way: x[i] * cosine[i] + partner of x[i] * sine[i]. layout: see ops.h. */
+void tf_attention_round_turned(const float *x, const float *cosine, const float *sine, tf_rope_layout layout,
+                               float scale, int64_t count, int64_t padded, uint16_t *out);
 
 /* A whole block of one head, as tf_attention_bf16_store fills it place by place: count (1..16) keys and values of dim
  * floats, rows `stride` apart; places from count on are zeroed. */

@@ -117,7 +117,7 @@ static void fill_paged(paged *self) {
         int64_t t = b * TF_BF16_BLOCK_TOKENS + place;
         tf_attention_bf16_store(self->key_blocks[s][b], self->value_blocks[s][b], place,
                                 t < length ? self->keys[s] + t * width : stale,
-                                t < length ? self->values[s] + t * width : stale, self->kv_heads, self->dim);
+                                t < length ? self->values[s] + t * width : stale, self->kv_heads, self->dim, NULL);
       }
     }
     free(stale);
@@ -145,7 +145,7 @@ static void check_paged(paged self) {
   fill_paged(&self);
   float *q = random_floats(self.row_count * width, 1.0f, 1), *first = NULL;
   double exact[TF_HEAD_DIM_MAX];
-  tf_bf16_rows rows = {self.row_count, self.positions, self.row_keys, self.row_values};
+  tf_bf16_rows rows = {self.row_count, self.positions, self.row_keys, self.row_values, NULL};
   for (int threads = 1; threads <= 2; threads++) {
     tf_pool *pool = tf_pool_new(threads);
     float *out = random_floats(self.row_count * width, 1.0f, 2);
@@ -224,5 +224,29 @@ Test(attention_bf16, powers_by_either_rounding) {
     cr_assert_eq(memcmp(&plain, &native, sizeof plain), 0, "%ld visible", (long)visible);
   }
   free(scores);
+}
+
+/* Turned and rounded at once: within a step of bf16 of RoPE alone and then rounding; zeros behind the head. */
+Test(attention_bf16, round_turned) {
+  enum { PADDED = 128, HEADS_DIMS = 4 };
+  static const int64_t dims[HEADS_DIMS] = {6, 64, 80, 96};
+  if (!use_level("avx512")) return;
+  for (int i = 0; i < 2 * HEADS_DIMS; i++) {
+    tf_rope_layout layout = i % 2 ? TF_ROPE_HALF_SPLIT : TF_ROPE_INTERLEAVED;
+    int64_t dim = dims[i / 2];
+    float cosine[PADDED], sine[PADDED], *x = random_floats(dim, 2.0f, 40);
+    uint16_t turned[PADDED];
+    tf_rope_angles((int32_t[]){77}, 1, dim, 10000.0, layout, cosine, sine);
+    tf_attention_round_turned(x, cosine, sine, layout, 0.125f, dim, PADDED, turned);
+    tf_rope_row(x, 1, dim, layout, cosine, sine);
+    for (int64_t at = 0; at < PADDED; at++) {
+      uint32_t bits = (uint32_t)turned[at] << 16;
+      float got, expected = at < dim ? 0.125f * x[at] : 0.0f;
+      memcpy(&got, &bits, sizeof got);
+      cr_assert_float_eq((double)got, (double)expected, 4e-3 * fabs((double)expected) + 1e-7, "%ld of %ld", (long)at,
+                         (long)dim);
+    }
+    free(x);
+  }
 }
 #endif
