@@ -428,7 +428,7 @@ static tf_code run_block(tf_vit *vit, tf_pool *pool, const vit_block *block, con
                                    .epilogue = {.scale = block->scale2, .residual = vit->x},
                                    .y = {vit->x}},
                                   next ? project(vit, next, &next_norm1) : (tf_linear_step){.linear = NULL}};
-  tf_linear_chain(pool, steps, next ? 4 : 3, batch * config->tokens, vit->rows);
+  tf_linear_chain(pool, steps, next ? 4 : 3, batch * config->tokens, vit->rows, NULL, NULL);
   return TF_OK;
 }
 
@@ -455,7 +455,7 @@ tf_code tf_vit_run(tf_vit *self, tf_pool *pool, const float *pixels, int64_t bat
   if (config->pre_layer_norm) norm(self, pool, &self->pre_norm, self->x, batch * config->tokens, self->x);
   tf_row_norm norm1 = row_norm(self, &self->blocks[0].norm1);
   tf_linear_step first = project(self, &self->blocks[0], &norm1);
-  tf_linear_chain(pool, &first, 1, batch * config->tokens, self->rows);
+  tf_linear_chain(pool, &first, 1, batch * config->tokens, self->rows, NULL, NULL);
   for (int64_t i = 0; i < config->layer_count; i++) {
     const vit_block *next = i + 1 < config->layer_count ? &self->blocks[i + 1] : NULL;
     tf_code code = run_block(self, pool, &self->blocks[i], next, batch);

@@ -10,7 +10,6 @@
 #include "llm-svc/model_parts.h"
 #include "tensor/attention_bf16.h"
 
-enum { TURN_GRAIN = 4 };
 _Static_assert((int)TF_BF16_BLOCK_TOKENS == (int)TF_KV_BLOCK_TOKENS,
                "one block of the cache is one of the attention's");
 
@@ -165,17 +164,9 @@ static void turn_and_store(void *context, int64_t begin, int64_t end, int thread
   }
 }
 
-/* mixed = attention of this layer over all rows. */
-static tf_code attend(const tf_llm *self, tf_pool *pool, const tf_kv *kv, uint32_t layer, const tf_llm_row *rows,
-                      uint32_t count, tf_llm_scratch *scratch) {
+/* mixed = attention of a layer over all rows, whose keys and values are stored. */
+static tf_code attend(const tf_llm *self, tf_pool *pool, uint32_t count, tf_llm_scratch *scratch) {
   const tf_llm_config *c = &self->config;
-  const tf_llm_layer *weights = &self->layers[layer];
-  tf_row_norm norm = {.weight = weights->attention_norm, .epsilon = c->norm_epsilon};
-  tf_rows_load(scratch->rows, pool, weights->qkv, scratch->x, count, &norm);
-  tf_linear_apply_rows(weights->qkv, pool, scratch->rows, (float *[]){scratch->q, scratch->k, scratch->v}, NULL);
-  list_blocks(kv, layer, rows, count, scratch);
-  turn_job job = {self, rows, scratch};
-  tf_parallel(pool, count, TURN_GRAIN, turn_and_store, &job);
   if (self->attention_bf16) {
     tf_bf16_turn turn = {c->rope_layout, scratch->cosine, scratch->sine};
     tf_bf16_rows paged = {count, scratch->positions, (const void *const *const *)scratch->row_keys,
@@ -187,18 +178,35 @@ static tf_code attend(const tf_llm *self, tf_pool *pool, const tf_kv *kv, uint32
   return tf_attention_paged(pool, scratch->q, &paged, c->heads, c->kv_heads, c->head_dim, scratch->mixed);
 }
 
-/* x += Wo mixed; x += feed-forward. */
-static void finish_layer(const tf_llm *self, tf_pool *pool, uint32_t layer, uint32_t count, tf_llm_scratch *scratch) {
-  const tf_llm_config *c = &self->config;
-  const tf_llm_layer *weights = &self->layers[layer];
+static tf_row_norm norm_of(const tf_llm *self, const float *weight) {
+  return (tf_row_norm){.weight = weight, .epsilon = self->config.norm_epsilon};
+}
+
+/* x += Wo mixed; x += feed-forward (weights NULL: there is no layer before); then q, k and v of the next layer, and the
+ * last two to their blocks (next NULL: it was the last). */
+static void run_linears(const tf_llm *self, tf_pool *pool, const tf_llm_layer *weights, const tf_llm_layer *next,
+                        uint32_t count, turn_job *turn, tf_llm_scratch *scratch) {
   tf_epilogue add = {.residual = scratch->x};
-  tf_row_norm norm = {.weight = weights->ffn_norm, .epsilon = c->norm_epsilon};
-  tf_rows_load(scratch->rows, pool, weights->attention_output, scratch->mixed, count, NULL);
-  tf_linear_apply_rows(weights->attention_output, pool, scratch->rows, &scratch->x, &add);
-  tf_rows_load(scratch->rows, pool, weights->gate_up, scratch->x, count, &norm);
-  tf_linear_apply_rows(weights->gate_up, pool, scratch->rows, &scratch->hidden, NULL); /* silu(gate) * up */
-  tf_rows_load(scratch->rows, pool, weights->down, scratch->hidden, count, NULL);
-  tf_linear_apply_rows(weights->down, pool, scratch->rows, &scratch->x, &add);
+  tf_row_norm ffn_norm, next_norm;
+  tf_linear_step steps[4];
+  int used = 0;
+  if (weights != NULL) {
+    ffn_norm = norm_of(self, weights->ffn_norm);
+    steps[used++] =
+        (tf_linear_step){.linear = weights->attention_output, .x = scratch->mixed, .epilogue = add, .y = {scratch->x}};
+    steps[used++] = (tf_linear_step){.linear = weights->gate_up, /* silu(gate) * up */
+                                     .norm = &ffn_norm,
+                                     .x = scratch->x,
+                                     .y = {scratch->hidden},
+                                     .passing = true};
+    steps[used++] = (tf_linear_step){.linear = weights->down, .x = scratch->hidden, .epilogue = add, .y = {scratch->x}};
+  }
+  if (next != NULL) {
+    next_norm = norm_of(self, next->attention_norm);
+    steps[used++] = (tf_linear_step){
+        .linear = next->qkv, .norm = &next_norm, .x = scratch->x, .y = {scratch->q, scratch->k, scratch->v}};
+  }
+  tf_linear_chain(pool, steps, used, count, scratch->rows, next ? turn_and_store : NULL, turn);
 }
 
 /* Past the last layer's attention only rows that want logits matter: moves them to the front, returns how many. */
@@ -221,16 +229,18 @@ tf_code tf_llm_forward(const tf_llm *self, tf_pool *pool, tf_kv *kv, tf_llm_scra
   *logits = scratch->logits;
   embed(self, rows, count, scratch);
   tf_rope_angles(scratch->positions, count, c->head_dim, c->rope_base, c->rope_layout, scratch->cosine, scratch->sine);
-  uint32_t wanted = count;
+  turn_job turn = {self, rows, scratch};
   for (uint32_t layer = 0; layer < c->layers; layer++) {
-    tf_code code = attend(self, pool, kv, layer, rows, count, scratch);
+    list_blocks(kv, layer, rows, count, scratch);
+    run_linears(self, pool, layer > 0 ? &self->layers[layer - 1] : NULL, &self->layers[layer], count, &turn, scratch);
+    tf_code code = attend(self, pool, count, scratch);
     if (code != TF_OK) return tf_fail(error, code, "attention over %u rows failed", count);
-    if (layer + 1 == c->layers) wanted = keep_wanted(self, rows, count, scratch);
-    if (wanted == 0) return TF_OK;
-    finish_layer(self, pool, layer, wanted, scratch);
   }
+  uint32_t wanted = keep_wanted(self, rows, count, scratch);
+  if (wanted == 0) return TF_OK;
+  run_linears(self, pool, &self->layers[c->layers - 1], NULL, wanted, &turn, scratch);
   assert(wanted <= scratch->logits_max);
-  tf_row_norm norm = {.weight = self->output_norm, .epsilon = c->norm_epsilon};
+  tf_row_norm norm = norm_of(self, self->output_norm);
   tf_rows_load(scratch->rows, pool, self->output, scratch->x, wanted, &norm);
   tf_linear_apply_rows(self->output, pool, scratch->rows, &scratch->logits, NULL);
   return TF_OK;

@@ -7,10 +7,11 @@
 #include "tensor/linear_parts.h"
 
 enum {
-  WEIGHT_BYTES_MAX = 2 << 20, /* of all steps: about a core's second-level cache */
-  CHUNK_ROWS_MAX = 136,       /* weights come from the last-level cache once a chunk: few and large ones */
+  WEIGHT_BYTES_MAX = 4 << 20, /* of all steps: about a core's second-level cache */
+  CHUNK_ROWS_MAX = 256,       /* weights come from the last-level cache once a chunk: few and large ones */
   ROWS_A_THREAD_MIN = 64,     /* fewer: threads share the weights instead */
-  BYTES_ALIGN = 64
+  BYTES_ALIGN = 64,
+  THEN_GRAIN = 4 /* rows */
 };
 
 typedef struct chain_job {
@@ -18,6 +19,8 @@ typedef struct chain_job {
   const tf_linear_step *steps;
   int count;
   int64_t rows, chunk_rows, row_bytes_max, passing_max, width_max;
+  tf_parallel_fn then;
+  void *context;
 } chain_job;
 
 static int64_t larger(int64_t a, int64_t b) {
@@ -89,11 +92,13 @@ static void run_chunks(void *context, int64_t begin, int64_t end, int thread) {
     int64_t first = chunk * job->chunk_rows, left = job->rows - first;
     int64_t count = left < job->chunk_rows ? left : job->chunk_rows;
     for (int i = 0; i < job->count; i++) run_step(job, i, first, count, tf_pool_scratch(job->pool, thread));
+    if (job->then) job->then(job->context, first, first + count, thread);
   }
 }
 
-void tf_linear_chain(tf_pool *pool, const tf_linear_step *steps, int count, int64_t rows, tf_rows *rows_memory) {
-  chain_job job = {.pool = pool, .steps = steps, .count = count, .rows = rows};
+void tf_linear_chain(tf_pool *pool, const tf_linear_step *steps, int count, int64_t rows, tf_rows *rows_memory,
+                     tf_parallel_fn then, void *context) {
+  chain_job job = {.pool = pool, .steps = steps, .count = count, .rows = rows, .then = then, .context = context};
   for (int i = 0; i < count; i++)
     assert(!steps[i].passing || (i + 1 < count && !steps[i + 1].passing && steps[i + 1].x == steps[i].y[0] &&
                                  steps[i].linear->part_count == 1));
@@ -107,4 +112,5 @@ void tf_linear_chain(tf_pool *pool, const tf_linear_step *steps, int count, int6
     tf_linear_apply_rows(linear, pool, rows_memory, steps[i].y,
                          linear->part_count == 1 && linear->join == TF_JOIN_PARTS ? &steps[i].epilogue : NULL);
   }
+  if (then) tf_parallel(pool, rows, THEN_GRAIN, then, context);
 }

@@ -102,7 +102,8 @@ typedef struct tf_linear_step {
 } tf_linear_step;
 /* The steps one after the other over all rows. Where the weights find room in a core's cache, a few rows at a time go
  * through all steps, so that what passes between them does too; the results are the same. `rows_memory`: of at least
- * `rows` rows and the widest input. */
-void tf_linear_chain(tf_pool *pool, const tf_linear_step *steps, int count, int64_t rows, tf_rows *rows_memory);
+ * `rows` rows and the widest input. then (NULL: nothing): called over ranges of rows whose steps are done. */
+void tf_linear_chain(tf_pool *pool, const tf_linear_step *steps, int count, int64_t rows, tf_rows *rows_memory,
+                     tf_parallel_fn then, void *context);
 
 #endif
