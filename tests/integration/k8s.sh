@@ -217,11 +217,12 @@ same "the length is" 2 "$(as_keda xlen "$stream")"
 # --- a Secret that would break Redis' configuration, or take it over: Redis starts without KEDA's user, and says why
 users() { r acl list | sed 's/^user \([^ ]*\).*/\1/' | sort | xargs; }
 hostile() { # USERNAME PASSWORD WORDS
+  local why=$3
   stop redis
   scaler_secret "$1" "$2"
   redis_of keda-zero >"$DIR/hostile.out"
   check "Redis starts with the scaler's name '$1' and password '$2'" eval '! grep -q ^FAILED "$DIR/hostile.out" && [ "$(users)" = default ]'
-  check "and the log says why KEDA has no user" eval 'grep -qF "Secret tokenflex-scaler: $3" "$DIR/init.err"'
+  check "and the log says why KEDA has no user" eval 'grep -qF "Secret tokenflex-scaler: $why" "$DIR/init.err"'
 }
 for name in default '' 'tf scaler' 'tf-scaler"' 'tf-scaler on nopass +@all' $'tf-scaler\nrename-command GET ""'; do hostile "$name" "$scaler_password" "the username"; done
 for password in '' 'a b' 'a"b' 'a\' "a'b" 'a#b' $'a\nuser default on nopass ~* +@all' 'a>b' 'ä'; do hostile tf-scaler "$password" "the password"; done
