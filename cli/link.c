@@ -26,7 +26,7 @@ tf_code tf_link_init(tf_link *self, const char *url, const char *queue, const ch
               {"model", self->model},         {"routers", self->routers},
               {"cancel", self->cancel},       {reply, self->reply},
               {"load", self->load},           {pace, self->pace},
-              {"workers", self->workers}};
+              {"workers", self->workers},     {"called", self->called}};
   for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
     if (tf_redis_key(queue, keys[i].suffix, keys[i].key, TF_LINK_KEY_BYTES))
       return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--queue %.80s: a name is 1 to 64 of A-Z a-z 0-9 . _ -", queue);

@@ -14,7 +14,7 @@ typedef struct tf_link {
   char jobs[2][TF_LINK_KEY_BYTES];                           /* interactive, batch */
   char encode[TF_LINK_KEY_BYTES], decode[TF_LINK_KEY_BYTES]; /* leases */
   char reply[TF_LINK_KEY_BYTES], model[TF_LINK_KEY_BYTES], routers[TF_LINK_KEY_BYTES], cancel[TF_LINK_KEY_BYTES];
-  char workers[TF_LINK_KEY_BYTES], load[TF_LINK_KEY_BYTES],
+  char workers[TF_LINK_KEY_BYTES], load[TF_LINK_KEY_BYTES], called[TF_LINK_KEY_BYTES],
       pace[TF_LINK_KEY_BYTES]; /* pace: of the run that collects on this link */
   char reply_name[129];
   redisContext *context; /* NULL: not connected */

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { POLL_US = 50000 };
+enum { POLL_US = 50000, CALL_MS = 2000 };
 
 /* Whether a set or hash's fields name one of the stack's processes. */
 static bool has(const redisReply *names, const tf_stack *stack, bool (*is_it)(const tf_stack *, const char *)) {
@@ -40,9 +40,19 @@ static const char *missing(const tf_queue_model *model, bool own_stack) {
                         : "no router serves this queue (is the deployment running, is --queue right?)";
 }
 
+/* A worker of each tier is wanted, though no job is there yet. A Redis user that may not say so only waits. */
+static void call_workers(tf_link *link, int64_t *called_ms) {
+  redisReply *reply;
+  char kept_ms[16];
+  if (*called_ms && tf_now_ms() - *called_ms < CALL_MS) return;
+  *called_ms = tf_now_ms();
+  snprintf(kept_ms, sizeof kept_ms, "%d", TF_CALLED_MS);
+  if (tf_link_ask(link, &reply, NULL, "SET", link->called, "1", "PX", kept_ms, NULL) == TF_OK) freeReplyObject(reply);
+}
+
 tf_code tf_ready_wait(tf_link *link, tf_stack *stack, tf_ready_fn tell, void *context, tf_queue_model *out,
                       tf_buffer *report, tf_error *error) {
-  int64_t started_ms = tf_now_ms();
+  int64_t started_ms = tf_now_ms(), called_ms = 0;
   memset(out, 0, sizeof *out);
   for (;;) {
     if (stack && !tf_stack_alive(stack, report))
@@ -56,8 +66,10 @@ tf_code tf_ready_wait(tf_link *link, tf_stack *stack, tf_ready_fn tell, void *co
     if (code && !stack) return code;
     const char *note = missing(out, stack != NULL);
     int64_t waited_s = (tf_now_ms() - started_ms) / 1000;
-    if (waited_s >= TF_READY_SECONDS_MAX)
-      return tf_fail(error, TF_ERR_TIMEOUT, "not ready after %d s: %s", TF_READY_SECONDS_MAX, note);
+    int64_t patience_s = !stack && out->routers ? TF_READY_WAKE_SECONDS_MAX : TF_READY_SECONDS_MAX;
+    if (waited_s >= patience_s)
+      return tf_fail(error, TF_ERR_TIMEOUT, "not ready after %lld s: %s", (long long)waited_s, note);
+    if (!stack) call_workers(link, &called_ms);
     char text[200];
     snprintf(text, sizeof text, "%s: %s (%lld s)", stack ? "starting" : "waiting", note, (long long)waited_s);
     tell(context, text);

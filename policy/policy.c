@@ -133,7 +133,7 @@ double tf_policy_pace_budget(const tf_policy_load *load, int64_t remaining_jobs,
 
 /* What one tier is asked to carry. */
 typedef struct tf_asked {
-  bool jobs;                      /* something is unfinished */
+  bool jobs;                      /* something is unfinished, or about to come */
   double arrivals_per_s, backlog; /* jobs without a slot */
   double target_ms;
 } tf_asked;
@@ -151,7 +151,7 @@ void tf_policy_demand(const tf_policy_config *config, const tf_policy_state *sta
                       double *encoders, double *llms) {
   tf_tiers tiers;
   tf_tiers_of(load, &tiers);
-  tf_asked asked = {.jobs = load->unfinished > 0, .target_ms = target_ms_of(config)};
+  tf_asked asked = {.jobs = load->unfinished > 0 || load->called, .target_ms = target_ms_of(config)};
   /* Counts come with the first workers: until then nothing is known but that there are jobs. */
   *encoders = *llms = asked.jobs ? 1 : 0;
   if (tiers.count == 0) return;

@@ -55,6 +55,7 @@ typedef struct tf_policy_load {
   uint32_t count_count;                              /* 0: not known yet */
   int64_t unfinished, waiting, in_encode, in_decode; /* jobs */
   int64_t arrived;                                   /* jobs ever added; its growth is what counts */
+  bool called;                                       /* a client waits for workers before it adds jobs */
   tf_policy_tier encode, decode;
 } tf_policy_load;
 
@@ -112,7 +113,7 @@ double tf_policy_wait_ms(const tf_policy_load *load, double mean_tokens);
 double tf_policy_pace_budget(const tf_policy_load *load, int64_t remaining_jobs, int64_t left_ms);
 /* Workers wanted in each tier, as a fraction (round up): arrivals x service at full N / utilisation_max + what the
  * backlog adds so as to be gone within the target. Lowered N does not hide load here. At least 1 while anything is
- * unfinished; 0 once nothing is, and the rate of arrivals has fallen to 0 (minutes after the last job). */
+ * unfinished or a client waits; else 0 once the rate of arrivals has fallen to 0 (minutes after the last job). */
 void tf_policy_demand(const tf_policy_config *config, const tf_policy_state *state, const tf_policy_load *load,
                       double *encoders, double *llms);
 

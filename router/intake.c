@@ -10,7 +10,7 @@
 #include "common/fail_point.h"
 #include "common/log.h"
 
-enum { POLL_MS_MIN = 5, POLL_MS_MAX = 20, LOAD_ONLY_MS = 100, NUMBERS = 10, ANSWER_ELEMENTS = 5, CLAIMED_ELEMENTS = 7 };
+enum { POLL_MS_MIN = 5, POLL_MS_MAX = 20, LOAD_ONLY_MS = 100, NUMBERS = 11, ANSWER_ELEMENTS = 5, CLAIMED_ELEMENTS = 7 };
 
 struct tf_intake {
   tf_intake_parts parts;
@@ -147,7 +147,7 @@ static void take_pace(tf_intake *self, const redisReply *pace) {
 }
 
 /* numbers: XLEN 0, XLEN 1, live leases encode, decode, XLEN results, retries, ended as duplicates, as dead letters,
- * turn, arrived. state: the shared policy state. */
+ * turn, arrived, whether a client waits for workers. state: the shared policy state. */
 static void take_load(tf_intake *self, int64_t now_us, const redisReply *numbers, const redisReply *state) {
   long long n[NUMBERS];
   for (size_t i = 0; i < NUMBERS; i++) n[i] = numbers->element[i]->integer;
@@ -157,6 +157,7 @@ static void take_load(tf_intake *self, int64_t now_us, const redisReply *numbers
                              .in_encode = n[2],
                              .in_decode = n[3],
                              .arrived = n[9],
+                             .called = n[10] > 0,
                              .state = has_state ? state->str : NULL,
                              .state_size = has_state ? state->len : 0};
   tf_load_take(self->parts.load, &reading);

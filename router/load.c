@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const double NUMBER_MAX = 1e9; /* of what Redis says that a job costs, ms */
+
 typedef struct pace {
   char name[TF_REPLY_NAME_BYTES_MAX + 1]; /* "": free */
   bool known;
@@ -25,7 +27,9 @@ struct tf_load {
   char text[TF_POLICY_STATE_TEXT_BYTES_MAX]; /* the state as Redis had it when it was read */
   size_t text_size;
   bool was_read, writing;
-  int64_t read_ms, tiers_ms; /* our clock */
+  bool encode_measured, decode_measured; /* by workers that are here */
+  int64_t taken_ms;                      /* when the last reading came, by our clock; 0: none holds */
+  int64_t read_ms, tiers_ms;             /* our clock */
   pace paces[TF_PACES_MAX];
   tf_arguments arguments;
 };
@@ -53,6 +57,15 @@ const tf_policy_state *tf_load_state(const tf_load *self) {
 tf_policy_config tf_load_config(const tf_load *self) {
   return (tf_policy_config){.target_wait_ms = self->parts.config->target_wait_ms};
 }
+void tf_load_lost(tf_load *self) {
+  self->taken_ms = 0;
+}
+bool tf_load_is_fresh(const tf_load *self) {
+  return self->taken_ms > 0 && tf_now_ms() - self->taken_ms < TF_LOAD_FRESH_MS;
+}
+bool tf_load_is_unmeasured(const tf_load *self) {
+  return !self->encode_measured || !self->decode_measured;
+}
 bool tf_load_wants_state(const tf_load *self) {
   return !self->was_read || tf_now_ms() - self->read_ms >= TF_LOAD_OBSERVE_MS;
 }
@@ -60,14 +73,15 @@ bool tf_load_wants_state(const tf_load *self) {
 /* --- The budget --- */
 
 /* While nobody of a tier has measured (none is there, or all have just come), what was last known holds, so that the
- * first jobs after a pause ask for as many workers as they need. */
-static void read_tier(tf_load *self, tf_role role, const uint32_t *counts, size_t count, bool same,
+ * first jobs after a pause ask for as many workers as they need. True: somebody has. */
+static bool read_tier(tf_load *self, tf_role role, const uint32_t *counts, size_t count, bool same,
                       tf_policy_tier *out) {
   tf_policy_tier before = *out;
   tf_workers_tier(self->parts.workers, role, counts, count, out);
   bool measured = false;
   for (size_t i = 0; i < count; i++) measured = measured || out->service_ms[i] > 0;
   if (same && !measured) memcpy(out->service_ms, before.service_ms, sizeof out->service_ms);
+  return measured;
 }
 
 /* Workers come and go, and measure: looked at as often as the budget moves. */
@@ -85,8 +99,58 @@ static void read_workers(tf_load *self) {
   }
   const uint32_t *counts = self->load.counts;
   size_t count = self->load.count_count;
-  read_tier(self, TF_ROLE_ENCODER, counts, count, same, &self->load.encode);
-  read_tier(self, TF_ROLE_LLM, counts, count, same, &self->load.decode);
+  self->encode_measured = read_tier(self, TF_ROLE_ENCODER, counts, count, same, &self->load.encode);
+  self->decode_measured = read_tier(self, TF_ROLE_LLM, counts, count, same, &self->load.decode);
+}
+
+/* "92.1,93,94.7" -> numbers of 0 to NUMBER_MAX; how many, 0 where the text is none of that. */
+static size_t parse_numbers(const char *text, double out[TF_POLICY_COUNTS_MAX]) {
+  size_t count = 0;
+  while (*text) {
+    char *end;
+    double number = strtod(text, &end);
+    if (end == text || !(number >= 0 && number <= NUMBER_MAX) || (*end && *end != ',')) return 0;
+    if (count == TF_POLICY_COUNTS_MAX) return 0;
+    out[count++] = number;
+    if (*end && !end[1]) return 0;
+    text = *end ? end + 1 : end;
+  }
+  return count;
+}
+
+/* Counts as a model has them; 0: the text is none of that. */
+static size_t parse_counts(const char *text, uint32_t out[TF_POLICY_COUNTS_MAX]) {
+  double numbers[TF_POLICY_COUNTS_MAX];
+  size_t count = parse_numbers(text, numbers);
+  for (size_t i = 0; i < count; i++) {
+    if (numbers[i] < 1 || numbers[i] > TF_VISION_TOKENS_MAX || (i > 0 && numbers[i] <= out[i - 1])) return 0;
+    out[i] = (uint32_t)numbers[i];
+  }
+  return count;
+}
+
+static void recall_tier(const char *text, size_t count, bool measured, tf_policy_tier *tier) {
+  double service_ms[TF_POLICY_COUNTS_MAX];
+  if (!measured && parse_numbers(text, service_ms) == count)
+    memcpy(tier->service_ms, service_ms, count * sizeof *service_ms);
+}
+
+void tf_load_recall(tf_load *self, const char *counts_text, const char *encode_service_ms,
+                    const char *decode_service_ms) {
+  tf_policy_load *load = &self->load;
+  uint32_t counts[TF_POLICY_COUNTS_MAX] = {0};
+  size_t count = parse_counts(counts_text, counts);
+  if (count == 0) return;
+  bool same = load->count_count == count && memcmp(load->counts, counts, sizeof counts) == 0;
+  if (!same && tf_workers_main_pair(self->parts.workers)) return;
+  if (!same) { /* routers that have workers go by another model than our last one */
+    memcpy(load->counts, counts, sizeof counts);
+    load->count_count = (uint32_t)count;
+    memset(load->encode.service_ms, 0, sizeof load->encode.service_ms);
+    memset(load->decode.service_ms, 0, sizeof load->decode.service_ms);
+  }
+  recall_tier(encode_service_ms, count, self->encode_measured, &load->encode);
+  recall_tier(decode_service_ms, count, self->decode_measured, &load->decode);
 }
 
 _Static_assert((int)TF_POLICY_COUNTS_MAX == (int)TF_HELLO_COUNTS_MAX, "the policy knows every count of a HELLO");
@@ -126,6 +190,8 @@ void tf_load_take(tf_load *self, const tf_load_reading *reading) {
   load->waiting = reading->unfinished - reading->in_encode - reading->in_decode;
   if (load->waiting < 0) load->waiting = 0;
   load->arrived = reading->arrived;
+  load->called = reading->called;
+  self->taken_ms = tf_now_ms();
   read_workers(self);
   if (!reading->state || self->writing) return;
   self->was_read = true;

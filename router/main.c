@@ -33,7 +33,7 @@ static const tf_option options[] = {
   {"dead-max", 0, TF_OPTION_INT, AT(dead_max), 1, 1000000000, "100000", "letters", "that are kept of jobs given up; past it the oldest go"},
   {"dead-image-bytes-max", 0, TF_OPTION_INT, AT(dead_image_bytes_max), 0, INT64_C(1) << 40, "268435456", "bytes", "of images that dead letters keep"},
   {"peer-timeout-ms", 0, TF_OPTION_INT, AT(peer_timeout_ms), 100, 600000, "5000", "ms", "of silence after which a worker counts as gone"},
-  {"ready-without-workers", 0, TF_OPTION_FLAG, AT(ready_without_workers), 0, 0, NULL, NULL, "be ready while no worker is connected: for tiers that may scale to zero"},
+  {"ready-without-workers", 0, TF_OPTION_FLAG, AT(ready_without_workers), 0, 0, NULL, NULL, "be ready while no router of the queue has workers: for tiers that may scale to zero"},
   {"drain-timeout-s", 0, TF_OPTION_INT, AT(drain_timeout_s), 0, 86400, "30", "s", "to finish the jobs at hand after SIGTERM"},
   {"page", 0, TF_OPTION_CHOICE, AT(page), 0, 0, "on", "on|off", "status page at the health address, for this machine and who has the token"},
   {"page-token-file", 0, TF_OPTION_STRING, AT(page_token_file), 0, 0, NULL, "FILE", "token of 16 characters or more that the page's Retry and Drop need; unset: they are off"},

@@ -15,7 +15,8 @@ enum { VALUE_BYTES = 16 * 16, LOAD_FIELDS_MAX = 16 };
 struct tf_publish {
   tf_publish_parts parts;
   int timer;
-  size_t turn; /* the first worker of the next turn */
+  bool recalled; /* what routers knew before this one has been read: it is not written over unread */
+  size_t turn;   /* the first worker of the next turn */
   char *jsons[TF_PUBLISH_WORKERS_MAX];
   size_t json_count;
   char budgets[TF_PACES_MAX][24];
@@ -58,10 +59,11 @@ static void add_numbers(tf_publish *self, const char *name, const double *values
   if (!known) out[0] = 0;
 }
 
-/* Workers wanted, for an autoscaler that reads JSON; not known without Redis: it must not take old numbers for new. */
-static void tell_wanted(tf_publish *self, const tf_policy_load *load, double encoders, double llms) {
+/* Workers wanted, for an autoscaler that reads JSON; not known without a fresh reading of Redis: it must not take old
+ * numbers for new. */
+static void tell_wanted(tf_publish *self, double encoders, double llms) {
   char text[TF_HEALTH_TEXT_BYTES_MAX];
-  bool known = tf_scripts_is_ready(self->parts.scripts) && load->now_ms > 0;
+  bool known = self->recalled && tf_scripts_is_ready(self->parts.scripts) && tf_load_is_fresh(self->parts.load);
   snprintf(text, sizeof text, "{\"encoder\":%.0f,\"llm\":%.0f}\n", encoders, llms);
   tf_health_publish(self->parts.health, "/wanted", "application/json", known ? text : NULL);
 }
@@ -91,7 +93,7 @@ static void make_load(tf_publish *self) {
   add_number(self, "decode_wanted", ceil(llms), 0);
   add_number(self, "target_wait_ms", (double)config.target_wait_ms, 0);
   tf_router_stats_load(self->parts.stats, load, state, ceil(encoders), ceil(llms));
-  tell_wanted(self, load, ceil(encoders), ceil(llms));
+  tell_wanted(self, ceil(encoders), ceil(llms));
 }
 
 /* --- Workers --- */
@@ -169,10 +171,7 @@ static void set_number(tf_publish *self, size_t at, char text[12], size_t value)
   self->arguments.sizes[at] = strlen(text);
 }
 
-static void on_timer(void *context) {
-  tf_publish *self = context;
-  make_load(self);
-  if (!tf_scripts_is_ready(self->parts.scripts)) return;
+static void publish(tf_publish *self) {
   tf_arguments *arguments = &self->arguments;
   tf_arguments_clear(arguments);
   tf_arguments_add_int(arguments, TF_PUBLISH_INTERVAL_MS);
@@ -195,6 +194,40 @@ static void on_timer(void *context) {
   tf_scripts_call(self->parts.scripts, TF_SCRIPT_PUBLISH, arguments, ignore_reply, self);
   for (size_t i = 0; i < self->json_count; i++) free(self->jsons[i]); /* the call has copied them */
   self->json_count = 0;
+}
+
+static const char *text_of(const redisReply *reply) {
+  return reply->type == REDIS_REPLY_STRING ? reply->str : "";
+}
+
+static void on_recalled(void *context, const redisReply *reply) {
+  tf_publish *self = context;
+  bool first = !self->recalled && tf_scripts_is_ready(self->parts.scripts);
+  if (reply && reply->type == REDIS_REPLY_ARRAY && reply->elements == 3)
+    tf_load_recall(self->parts.load, text_of(reply->element[0]), text_of(reply->element[1]),
+                   text_of(reply->element[2]));
+  if (!first) return;
+  self->recalled = true; /* a key of a wrong type tells nothing: then all is told anew */
+  make_load(self);
+  publish(self);
+}
+
+/* What jobs cost, as any router last knew it: so that all answer alike while nobody is there to measure. */
+static void recall(tf_publish *self) {
+  char key[TF_REDIS_KEY_BYTES_MAX];
+  tf_scripts_key(self->parts.scripts, "load", key);
+  tf_arguments_clear(&self->arguments);
+  const char *words[] = {"HMGET", key, "counts", "encode_service_ms", "decode_service_ms"};
+  for (size_t i = 0; i < sizeof words / sizeof *words; i++) tf_arguments_add(&self->arguments, words[i]);
+  tf_scripts_command(self->parts.scripts, &self->arguments, on_recalled, self);
+}
+
+static void on_timer(void *context) {
+  tf_publish *self = context;
+  make_load(self);
+  if (!tf_scripts_is_ready(self->parts.scripts)) return;
+  if (!self->recalled || tf_load_is_unmeasured(self->parts.load)) recall(self);
+  if (self->recalled) publish(self);
 }
 
 tf_code tf_publish_new(const tf_publish_parts *parts, tf_publish **out) {

@@ -215,7 +215,9 @@ static void report_health(tf_router *self) {
                         : llms == 0                            ? "no LLM worker"
                         : !tf_workers_main_pair(self->workers) ? "no encoder and LLM of one model that take jobs"
                                                                : NULL;
-  if (!reason && !self->config->ready_without_workers) reason = missing;
+  /* Workers that other routers have are on their way here: a new router that counted as ready without them would let an
+   * update end the old ones first. */
+  if (!reason && !(self->config->ready_without_workers && tf_upkeep_nobody_has_a_pair(self->upkeep))) reason = missing;
   tf_health_set_ready(self->health, !reason, reason ? reason : missing ? missing : "ready");
   if (self->phase == SERVING) tell_state(self, reason);
   if (self->page)
@@ -280,9 +282,10 @@ static void on_redis_ready(void *context) {
   tf_upkeep_kick(self->upkeep);
   tf_results_kick(self->results);
 }
+/* Every caller was told by its own callback. */
 static void on_redis_lost(void *context) {
-  (void)context;
-} /* every caller was told by its own callback */
+  tf_load_lost(((tf_router *)context)->load);
+}
 
 /* --- Life --- */
 

@@ -14,7 +14,7 @@ typedef struct tf_router_config {
       job_timeout_ms, max_waiting, max_waiting_bytes, results_keep_s, dead_image_bytes_max, dead_max;
   const char *page, *page_token_file; /* status page: on|off; NULL: nobody may act through it */
   const struct tf_page_token *page_token;
-  bool ready_without_workers; /* /readyz does not ask for workers: tiers may scale to zero */
+  bool ready_without_workers; /* /readyz asks for workers only where another router has some: tiers may scale to zero */
   bool insecure;
 } tf_router_config;
 

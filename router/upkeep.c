@@ -23,6 +23,7 @@ struct tf_upkeep {
   tf_upkeep_parts parts;
   int timers[TIMERS];
   bool reading_cancels;
+  bool nobody_has_a_pair; /* by the last beat's answer; false before the first */
   char cancel_cursor[CURSOR_BYTES], sweep_cursors[2][CURSOR_BYTES];
   void (*left)(void *context);
   void *left_context;
@@ -73,7 +74,15 @@ static void renew(void *context) {
 
 static void on_beaten(void *context, const redisReply *reply) {
   tf_upkeep *self = context;
-  if (reply && reply->type == REDIS_REPLY_INTEGER) tf_redis_clock_set(self->parts.clock, reply->integer);
+  bool understood = reply && reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 &&
+                    reply->element[0]->type == REDIS_REPLY_INTEGER && reply->element[1]->type == REDIS_REPLY_INTEGER;
+  if (!understood) return;
+  tf_redis_clock_set(self->parts.clock, reply->element[0]->integer);
+  self->nobody_has_a_pair = reply->element[1]->integer < 0 || reply->element[1]->integer > TF_PAIR_FRESH_MS;
+}
+
+bool tf_upkeep_nobody_has_a_pair(const tf_upkeep *self) {
+  return self->nobody_has_a_pair;
 }
 
 void tf_upkeep_beat(tf_upkeep *self) {

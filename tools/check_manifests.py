@@ -183,14 +183,21 @@ def of_kind(documents: list[dict], kind: str) -> list[dict]:
     return [d for d in documents if d["kind"] == kind]
 
 
+def selects(selector: dict, labels: dict) -> bool:
+    """What a selector of labels takes; one with expressions is not read, and counts as taking nothing."""
+    return "matchExpressions" not in selector and selector.get("matchLabels", {}).items() <= labels.items()
+
+
 def admits(rule: dict, port: object, numbers: set) -> bool:
-    """A rule of a NetworkPolicy lets KEDA's namespace reach the port, by name or number."""
+    """A rule of a NetworkPolicy lets KEDA's operator reach the port, by name or number."""
     named = [entry["port"] for entry in rule.get("ports", [])]
     if named and not {port, *numbers} & set(named):
         return False
-    label = "kubernetes.io/metadata.name"
     return "from" not in rule or any(
-        peer.get("namespaceSelector", {}).get("matchLabels", {}).get(label) == "keda" for peer in rule["from"]
+        "namespaceSelector" in peer
+        and selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": "keda"})
+        and selects(peer.get("podSelector", {}), {"app": "keda-operator"})
+        for peer in rule["from"]
     )
 
 
@@ -234,6 +241,18 @@ def check_authentication(where: str, trigger: dict, documents: list[dict]) -> No
         fault(f"TriggerAuthentication {name}: gives no username and password")
 
 
+def check_rights(where: str, queue: str, documents: list[dict]) -> None:
+    """The user that KEDA asks Redis with may see the lanes of the routers' queue, and no other key."""
+    texts = [text for _, pod in pods_of(documents) for container in containers_of(pod) for text in container.get("args", [])]
+    users = [line for text in texts for line in re.findall(r"user tf-scaler on .*", text)]
+    if not users:
+        fault(f"{where}: Redis has no user tf-scaler")
+    for user in users:
+        keys = set(re.findall(r"~([^\s'\\]+)", user))
+        if keys != {f"tf:{{{queue}}}:jobs:{lane}" for lane in "01"}:
+            fault(f"{where}: Redis' user tf-scaler may see {', '.join(sorted(keys))}, not the lanes of the queue {queue}")
+
+
 def check_scaled(scaled: dict, documents: list[dict], router: dict) -> None:
     """A ScaledObject asks what is there, and wakes from zero by more than the routers' word."""
     where = f"ScaledObject {scaled['metadata']['name']}"
@@ -253,9 +272,13 @@ def check_scaled(scaled: dict, documents: list[dict], router: dict) -> None:
             check_reached(where, "redis://" + metadata["address"], namespace, documents)
             check_authentication(where, trigger, documents)
             lane = metadata["stream"].removeprefix(f"tf:{{{queue}}}:jobs:")
-            if lane not in ("0", "1") or metadata.get("consumerGroup") != "router":
-                fault(f"{where}: {metadata['stream']} with {metadata.get('consumerGroup')} is no lane of {queue}")
+            if lane not in ("0", "1"):
+                fault(f"{where}: {metadata['stream']} is no lane of the queue {queue}")
+            if "streamLength" not in metadata:
+                fault(f"{where}: {metadata['stream']}: only the stream's length is what is unfinished")
             lanes.add(lane)
+    if lanes:
+        check_rights(where, queue, documents)
     if spec["minReplicaCount"] > spec["maxReplicaCount"]:
         fault(f"{where}: wants more pods at least than at most")
     if spec["minReplicaCount"] == 0 and lanes != {"0", "1"}:

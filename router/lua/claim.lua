@@ -4,7 +4,7 @@
 -- the shared policy state, 13 dead_image_bytes_max, 14 dead_max.
 -- Out: {now_us, {numbers}, {{entry, attempt, failures, n, reason, suspect, fields}...}, policy state (or ""),
 -- {{pace, remaining, finish_ms}...}}; numbers: XLEN 0, XLEN 1, live leases encode, decode, XLEN results, retries, entries
--- ended here: duplicates, in dead letters; turn, jobs that ever arrived. A pace that nobody keeps has "" and "".
+-- ended here: duplicates, in dead letters; turn, jobs that ever arrived, 1 where a client waits for workers. A pace that nobody keeps has "" and "".
 local instance, count, lease_ms, bytes_max = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local turn, weight, results_max, dedupe_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 local takeovers_max, ended_max = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -141,4 +141,4 @@ local in_0, in_1 = redis.call('XLEN', JOBS['0']), redis.call('XLEN', JOBS['1'])
 local arrived = in_0 + in_1 + (tonumber(get(PREFIX .. 'ended')) or 0)
 return {now, {in_0, in_1, redis.call('ZCOUNT', ENCODE, '(' .. now_ms, '+inf'),
               redis.call('ZCOUNT', DECODE, '(' .. now_ms, '+inf'), results_length, redis.call('ZCARD', RETRY), duplicates,
-              dead, turn % (weight + 1), arrived}, out, ARGV[12] == '1' and get(PREFIX .. 'policy') or '', paces}
+              dead, turn % (weight + 1), arrived, redis.call('EXISTS', PREFIX .. 'called')}, out, ARGV[12] == '1' and get(PREFIX .. 'policy') or '', paces}

@@ -388,8 +388,13 @@ Test(policy, nobody_is_wanted_only_when_nothing_is_there) {
   demand_is(&quiet, &load, 0, 0);
   load.unfinished = 5; /* before the first worker: the counts are not known */
   demand_is(&quiet, &load, 1, 1);
+  load = (tf_policy_load){.called = true};
+  demand_is(&quiet, &load, 1, 1);
   load = load_of(2, 3);
   demand_is(&quiet, &load, 0, 0);
+  load.called = true; /* a client waits: as if one job were there */
+  demand_is(&quiet, &load, 1, 1);
+  load.called = false;
   demand_is(&rare, &load, 0.01, 0.04);  /* a fraction of one, which is rounded up */
   load.unfinished = load.in_decode = 3; /* all have a slot */
   demand_is(&quiet, &load, 1, 1);
