@@ -58,6 +58,7 @@ same "an operator lists dead letters" 2 "$("$TF" dead list --redis "$operator" -
 same "puts one back" "1 put back on the queue" "$("$TF" dead retry --redis "$operator" again)"
 check "which dies again" until_true 20 eval '[ "$("$TF" dead list --redis "$operator" --json | wc -l)" = 2 ]'
 same "drops all" "2 dropped" "$("$TF" dead drop --all --redis "$operator")"
+check "the workers are listed" until_true 10 eval '[ "$(as router hlen "tf:{default}:workers")" = 2 ]'
 "$TF" drain --redis "$operator" encoder- >"$DIR/drain.out" 2>&1
 same "drains a worker" 0 $?
 sleep 3 # leases end, routers sweep
