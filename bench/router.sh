@@ -5,7 +5,7 @@
 . "$(dirname "$0")/../tests/integration/lib.sh"
 BENCH_JOBS=${BENCH_JOBS:-50000}
 BENCH_SLOTS=${BENCH_SLOTS:-256}
-make_fake_worker "$DIR/fake_worker" || exit 1
+make_worker fake_worker "$DIR/fake_worker" || exit 1
 
 start redis redis-server --port 0 --unixsocket "$DIR/redis.sock" --save "" --appendonly yes --appendfsync everysec --dir "$DIR"
 until_true 10 eval '[ "$(r ping 2>/dev/null)" = PONG ]' || exit 1

@@ -14,7 +14,7 @@ ROWS=$DIR/rows
 mkdir "$DIR/photos"
 jpegtran -crop 64x64+16+16 -outfile "$DIR/photos/small.jpg" examples/cat.jpg || exit 1
 cc -O1 -D_GNU_SOURCE -o "$DIR/relay" tests/chaos/relay.c || exit 1
-make_fake_worker "$DIR/fake_worker" || exit 1
+make_worker fake_worker "$DIR/fake_worker" || exit 1
 
 # --- processes; each log holds all of a name's lives ---
 launch() { # NAME COMMAND...

@@ -4,12 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 
 timed="$DIR/timed_worker"
-flags="-O1 -g"
-case $BUILD in *asan*) flags="$flags -fsanitize=address,undefined" ;; *tsan*) flags="$flags -fsanitize=thread" ;; esac
-# shellcheck disable=SC2086,SC2046 # lists of flags
-${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -I. -I"$BUILD/gen" -o "$timed" tests/integration/timed_worker.c "$BUILD"/obj/common/*.o "$BUILD"/obj/gen/lua_scripts.o \
-  "$BUILD"/obj/proto/*.o "$BUILD"/obj/gen/proto/*.o -pthread \
-  $(pkg-config --libs libzmq libprotobuf-c hiredis libmicrohttpd) -lm || { fail "the timed worker compiles"; exit 1; }
+make_worker timed_worker "$timed" || { fail "the timed worker compiles"; exit 1; }
 
 asleep=$(free_port) strict=$(free_port)
 router() { # NAME HEALTH-PORT [options...]

@@ -8,7 +8,7 @@ TF=$(realpath "$BUILD/tokenflex")
 total=5000
 [ -n "${LONG:-}" ] && total=100000
 fake="$DIR/fake_worker"
-make_fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
+make_worker fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
 cd "$DIR" || exit 1
 bin=$(dirname "$TF")
 for i in 1 2; do

@@ -98,11 +98,11 @@ other_model() {
   done
 }
 
-# make_fake_worker FILE: tests/integration/fake_worker.c with the flags of this build
-make_fake_worker() {
+# make_worker NAME FILE: tests/integration/NAME.c (fake_worker, timed_worker) with the flags of this build
+make_worker() {
   local flags="-O1 -g"
   case $BUILD in *asan*) flags="$flags -fsanitize=address,undefined" ;; *tsan*) flags="$flags -fsanitize=thread" ;; esac
   # shellcheck disable=SC2086,SC2046 # lists of flags
-  ${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -I. -I"$BUILD/gen" -o "$1" tests/integration/fake_worker.c "$BUILD"/obj/common/*.o "$BUILD"/obj/gen/lua_scripts.o \
+  ${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -I. -I"$BUILD/gen" -o "$2" "tests/integration/$1.c" "$BUILD"/obj/common/*.o "$BUILD"/obj/gen/lua_scripts.o \
     "$BUILD"/obj/proto/*.o "$BUILD"/obj/gen/proto/*.o -pthread $(pkg-config --libs libzmq libprotobuf-c hiredis libmicrohttpd) -lm
 }

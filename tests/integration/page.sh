@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 
 fake="$DIR/fake_worker"
-make_fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
+make_worker fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
 start_redis
 
 Q=photos

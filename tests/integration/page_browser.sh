@@ -10,7 +10,7 @@ if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null 
   exit 0
 fi
 fake="$DIR/fake_worker"
-make_fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
+make_worker fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
 start_redis
 port=$(free_port)
 TOKEN=0123456789abcdefghij

@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 
 fake="$DIR/fake_worker"
-make_fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
+make_worker fake_worker "$fake" || { fail "the fake worker compiles"; exit 1; }
 
 REDIS_OPTIONS=(--save "" --appendonly yes --appendfsync always)
 redis_up() {
