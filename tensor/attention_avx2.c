@@ -6,6 +6,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <math.h>
+#include <stdbool.h>
 
 #define TF_AVX2        __attribute__((target("avx2,fma")))
 #define TF_AVX2_INLINE TF_AVX2 static inline __attribute__((always_inline))
@@ -56,21 +57,25 @@ TF_AVX2 static void pack_keys(const float *keys, int64_t stride, int64_t count, 
   }
 }
 
-TF_AVX2_INLINE void score_tile(const tf_f32_stretch *self, int64_t line, int lines, float *scores) {
-  __m256 low[TILE_LINES], high[TILE_LINES];
-  const float *query = self->query + line * self->dim, *end = query + self->dim, *packed = self->packed;
-  int64_t dim = self->dim;
-#pragma GCC unroll 6
-  for (int l = 0; l < lines; l++) low[l] = high[l] = _mm256_setzero_ps();
-  for (; query < end; query++, packed += TF_F32_PANEL) {
-    __m256 first = _mm256_loadu_ps(packed), second = _mm256_loadu_ps(packed + LANES);
+/* low, high [lines] += a[l * stride + i] * panel[i, 0..16) for i of 0..count. */
+TF_AVX2_INLINE void add_products(const float *a, int64_t stride, int64_t count, const float *panel, int lines,
+                                 __m256 *low, __m256 *high) {
+  for (const float *end = a + count; a < end; a++, panel += TF_F32_PANEL) {
+    __m256 first = _mm256_loadu_ps(panel), second = _mm256_loadu_ps(panel + LANES);
 #pragma GCC unroll 6
     for (int l = 0; l < lines; l++) {
-      __m256 one = _mm256_broadcast_ss(query + l * dim);
+      __m256 one = _mm256_broadcast_ss(a + l * stride);
       low[l] = _mm256_fmadd_ps(one, first, low[l]);
       high[l] = _mm256_fmadd_ps(one, second, high[l]);
     }
   }
+}
+
+TF_AVX2_INLINE void score_tile(const tf_f32_stretch *self, int64_t line, int lines, float *scores) {
+  __m256 low[TILE_LINES], high[TILE_LINES];
+#pragma GCC unroll 6
+  for (int l = 0; l < lines; l++) low[l] = high[l] = _mm256_setzero_ps();
+  add_products(self->query + line * self->dim, self->dim, self->dim, self->packed, lines, low, high);
 #pragma GCC unroll 6
   for (int l = 0; l < lines; l++) {
     _mm256_storeu_ps(scores + (line + l) * TF_F32_SCORES, low[l]);
@@ -124,21 +129,12 @@ TF_AVX2_INLINE void gather_tile(const tf_f32_stretch *self, int64_t line, int li
   __m256 low[TILE_LINES], high[TILE_LINES];
   __m256i low_lanes = first_lanes(self->dim - at), high_lanes = first_lanes(self->dim - at - LANES);
   float *sums = self->sums + line * self->dim + at;
-  const float *power = self->scores + line * TF_F32_SCORES, *end = power + positions, *value = self->packed;
 #pragma GCC unroll 6
   for (int l = 0; l < lines; l++) {
     low[l] = _mm256_maskload_ps(sums + l * self->dim, low_lanes);
     high[l] = _mm256_maskload_ps(sums + l * self->dim + LANES, high_lanes);
   }
-  for (; power < end; power++, value += TF_F32_PANEL) {
-    __m256 first = _mm256_loadu_ps(value), second = _mm256_loadu_ps(value + LANES);
-#pragma GCC unroll 6
-    for (int l = 0; l < lines; l++) {
-      __m256 one = _mm256_broadcast_ss(power + l * TF_F32_SCORES);
-      low[l] = _mm256_fmadd_ps(one, first, low[l]);
-      high[l] = _mm256_fmadd_ps(one, second, high[l]);
-    }
-  }
+  add_products(self->scores + line * TF_F32_SCORES, TF_F32_SCORES, positions, self->packed, lines, low, high);
 #pragma GCC unroll 6
   for (int l = 0; l < lines; l++) {
     _mm256_maskstore_ps(sums + l * self->dim, low_lanes, low[l]);

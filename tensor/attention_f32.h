@@ -3,7 +3,6 @@
 #ifndef TF_TENSOR_ATTENTION_F32_H
 #define TF_TENSOR_ATTENTION_F32_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 /* Positions taken at once: the scores of some lines stay in the first- or second-level cache. A line of scores has room
