@@ -90,8 +90,12 @@ static double free_budget(const tf_policy_mix *mix, double budget, double least,
   return budget >= most ? most : fmin(fmax(left / share, least), most);
 }
 
-/* One of the two counts beside `mean`; *carry is what the jobs before got too little. */
+/* One of the two counts beside `mean`; `carry` is what the jobs before got too little, *left the same for the next. */
 static uint32_t diffuse(const tf_policy_job *job, double mean, double carry, double *left) {
+  if (mean <= job->counts[0]) { /* nothing is left to give: what was owed is not given now */
+    *left = 0;
+    return job->counts[0];
+  }
   size_t i = 0;
   while (i + 2 < job->count_count && mean >= job->counts[i + 1]) i++;
   double low = job->counts[i], high = i + 1 < job->count_count ? job->counts[i + 1] : low;

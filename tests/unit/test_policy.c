@@ -148,6 +148,44 @@ static tf_policy_load random_load(void) {
   return load;
 }
 
+static tf_policy_state random_state(const tf_policy_load *load) {
+  tf_policy_state state = {
+      .observed_ms = load->now_ms - 100, .arrived = 5000, .budget = random_below(8) ? 1 + random_below(4000) : 0};
+  state.rate.per_s = random_below(1000);
+  state.rate.window_ms = 1000 + random_below(30000);
+  state.rate.dispersion = 1 + random_below(5);
+  return state;
+}
+
+Test(policy, the_budget_stays_within_the_counts) {
+  for (int i = 0; i < 20000; i++) {
+    tf_policy_load load = random_load();
+    tf_policy_state state = random_state(&load);
+    double least = load.counts[0], most = load.counts[load.count_count - 1];
+    load.arrived = state.arrived + random_below(200);
+    tf_policy_observe(&state, &config, &load);
+    cr_assert(state.budget >= least && state.budget <= most, "%g of %g to %g", state.budget, least, most);
+    double goal = tf_policy_goal(&config, &load, random_below(100000));
+    cr_assert(goal >= least && goal <= most, "%g of %g to %g", goal, least, most);
+  }
+}
+
+/* Whatever came before: a second until it counts as idle, and a second for the whole range. */
+Test(policy, the_maximum_at_idle_whatever_came_before) {
+  for (int i = 0; i < 2000; i++) {
+    tf_policy_load load = random_load();
+    tf_policy_state state = random_state(&load);
+    load.arrived = state.arrived + random_below(200);
+    tf_policy_observe(&state, &config, &load);
+    load.unfinished = load.waiting = load.in_encode = load.in_decode = 0;
+    for (int k = 0; k < 21; k++) {
+      load.now_ms += 100;
+      tf_policy_observe(&state, &config, &load);
+    }
+    cr_assert_eq(state.budget, load.counts[load.count_count - 1], "%g", state.budget);
+  }
+}
+
 Test(policy, more_load_never_gives_more_tokens) {
   for (int i = 0; i < 20000; i++) {
     tf_policy_load load = random_load(), more = load;
@@ -156,7 +194,9 @@ Test(policy, more_load_never_gives_more_tokens) {
     state.rate.window_ms = 1000 + random_below(30000);
     state.rate.dispersion = 1 + random_below(5);
     load.arrived = state.arrived + random_below(200);
-    more.unfinished += random_below(1000);
+    int64_t decoding = random_below(2) ? random_below(1000) : 0;
+    more.in_decode += decoding;
+    more.unfinished += decoding + random_below(1000);
     more.arrived = load.arrived + random_below(200);
     tf_policy_state loaded = state;
     tf_policy_observe(&state, &config, &load);
@@ -226,6 +266,16 @@ Test(policy, the_mix_is_even) {
       sum += n;
       cr_assert(fabs(sum - i * budget) <= (high - low) / 2 + 1e-6, "%g after %d at %g", sum / i, i, budget);
     }
+  }
+}
+
+/* Whatever was owed before: with the least, all jobs get the least, with the most the most. */
+Test(policy, the_ends_of_the_range_are_no_mix) {
+  tf_policy_mix mix = {0};
+  for (int i = 0; i < 20000; i++) {
+    double ends[] = {64, 256}, budget = random_below(2) ? ends[random_below(2)] : 64 + random_below(193);
+    uint32_t n = choose_at(budget, &mix, 0, 0).vision_tokens;
+    if (budget == 64 || budget == 256) cr_assert_eq(n, (uint32_t)budget, "%u at %g", n, budget);
   }
 }
 
