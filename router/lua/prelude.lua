@@ -75,8 +75,10 @@ local function reply_key(name)
   return key
 end
 
+-- A stream that is written to every day never expires, whether anybody reads it or not: what is older than that goes here.
 local function answer(key, fields)
-  local sid = redis.call('XADD', key, '*', unpack(fields))
+  local kept_from_ms = math.floor(now_us() / 1000) - REPLY_KEPT_MS
+  local sid = redis.call('XADD', key, 'MINID', '~', string.format('%.0f', kept_from_ms), '*', unpack(fields))
   redis.call('PEXPIRE', key, REPLY_KEPT_MS)
   return sid
 end

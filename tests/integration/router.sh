@@ -83,6 +83,10 @@ check "inline bytes arrive whole" grep -q "^job inline attempt 1 payload 9$" "$D
 same "a named reply has the result" "reply1 caption of reply1" "$(field reply:here reply1 id) $(field reply:here reply1 caption)"
 same "and the results have not" "" "$(field results reply1 id)"
 check "a reply expires" test "$(r pttl "$(key reply:here)")" -gt 80000000
+for i in $(seq 150); do echo "XADD $(key reply:busy) $i-0 id old-$i"; done | r >/dev/null # 100 entries a node, and nodes go whole
+job reply2 reply busy
+check "a reply stream that is written to every day" until_true 10 eval '[ -n "$(field reply:busy reply2 id)" ]'
+same "keeps what is older than a day no longer" "51 old-101" "$(r xlen "$(key reply:busy)") $(entries reply:busy | head -n 1 | jq -r .id)"
 model_is_told() { [ -n "$(r hget "$(key model)" token_counts)" ]; }
 until_true 5 model_is_told # every second
 same "the model is told" "64,144,256 fake/0" "$(r hmget "$(key model)" token_counts model | tr '\n' ' ' | sed 's/ $//')"
@@ -142,6 +146,36 @@ same "and the dead letter that was" "image_corrupt" "$(field reply:again fail-im
 same "entries of both lanes with one stream id are two jobs" 2 "$(entries results | jq -r .id | grep -c 9999999999999-7)"
 nothing_left duplicates
 down d dw
+
+scenario lanes
+for i in $(seq 10); do
+  job "b$i"
+  r xadd "$(key jobs:0)" '*' id "i$i" uri file:///i.jpg >/dev/null
+done
+router ln
+worker lnw ln "$HASH" 1
+check "both lanes are done" until_true 10 all_done
+same "four interactive jobs for each batch job, and neither lane waits for the other's end" "i i i i b i i i i b i i b b b b b b b b" \
+  "$(sed -n 's/^job \([ib]\)[0-9]* attempt.*/\1/p' "$DIR/lnw.log" | xargs)"
+nothing_left lanes
+down ln lnw
+
+scenario same_count
+router sc
+worker scw sc "$HASH" 1
+job hold-first
+check "a job is under way" until_true 10 started scw hold-first
+for i in $(seq 200); do echo "XADD $(key jobs:1) * id w$i uri file:///w.jpg"; done | r >/dev/null
+lowered() { local budget; budget=$(r hget "$(key load)" budget); [ "${budget%.*}" = 64 ]; }
+check "many more come, and the budget falls" until_true 15 lowered
+down scw
+worker scw2 sc "$HASH" 8 eager
+check "another worker does them all" until_true 30 all_done
+same "the job that is tried again keeps its count" '[256,"idle"]' "$(json hold-first '[.vision_tokens.assigned, .vision_tokens.reason]')"
+check "by another attempt" grep -q '^job hold-first attempt 2' "$DIR/scw2.log"
+same "where the load gives the others fewer tokens" '[64,"queue"]' "$(json w1 '[.vision_tokens.assigned, .vision_tokens.reason]')"
+nothing_left same_count
+down sc scw2
 
 scenario failures
 router f
