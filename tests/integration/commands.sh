@@ -153,7 +153,7 @@ told() { "$TF" status --json | jq -e ".servers[0].errors.$1 == $2" >/dev/null; }
 check "errors are counted" until_true 10 told deadline 1
 run status status
 same "status: status 0" 0 "$status"
-for text in "queue default on unix://$DIR/redis.sock" "4, 9, 16 vision tokens" "encoder-" "llm-" "errors" "image_unsupported 1"; do
+for text in "queue default on unix://$DIR/redis.sock" "4, 9, 16 vision tokens" "encoder-" "llm-" "arrivals" "tokens a photo; target wait 2.0 s" "mix" "errors" "image_unsupported 1"; do
   check "status shows: $text" printed status "$text"
 done
 check "status fits 80 columns" test "$(LC_ALL=C.UTF-8 wc -L <"$DIR/status.out")" -le 79

@@ -71,7 +71,7 @@ press() { local i; for i in $(seq "$1"); do jobs_at_once "p$2-$i-" 5; sleep 0.06
 press 20 1
 busy() { read -r unfinished arrivals budget wanted <<<"$(r hmget "$(key load)" unfinished arrivals_per_s budget decode_wanted | xargs)" && [ "$unfinished" -ge 1 ]; }
 check "load is told while there is some" until_true 3 busy
-check "the budget is lowered ($budget)" test "${budget%.*}" -lt 200
+check "the budget is lowered ($budget)" test "${budget%.*}" -lt 256
 check "more workers are wanted ($wanted)" test "$wanted" -ge 2
 check "arrivals are those of the queue ($arrivals/s), each counted once" holds "$arrivals > 5 and $arrivals < 150" <<<1
 press 20 2
@@ -223,3 +223,33 @@ two() { [ "$(r hlen "$(key workers)")" -eq 2 ]; }
 check "two workers are left" until_true 15 two
 check "and their times are measured" until_true 5 known
 check "finite and above zero" holds '.service_ms | length > 0 and all(. > 0)' <<<"$(r hget "$(key workers)" "$(instance l2)")"
+stop g; for name in e2 l2; do stop $name KILL; done
+
+# A real LLM lets go of what is cancelled while it decodes: it is stopped in the midst of it, and finds the word when it wakes.
+scenario cancelled
+health=$(free_port)
+router c
+start e3 "$BUILD/tokenflex-encoder" --model "$TINY" --routers "ipc://$DIR/c.sock" --allow-dir "$DIR/photos" --threads 1 \
+  --decode-threads 1 --health off
+start l3 "$BUILD/tokenflex-llm" --model "$TINY" --routers "ipc://$DIR/c.sock" --tensor-bind "ipc://$DIR/l3.sock" \
+  --threads 1 --sequences 2 --health "127.0.0.1:$health" --log-level debug
+for i in $(seq 100); do
+  echo "XADD $(key jobs:1) * id c$i uri file://$DIR/photos/small.jpg max_new_tokens 400 ignore_end 1"
+done | r >/dev/null
+decoding() { # what it has, with nothing on its way between the two; else it goes on
+  [ "$(r zcard "$(key lease:decode)")" -gt 0 ] || return 1
+  kill -STOP "${PIDS[l3]}"
+  sleep 0.3
+  ids=$(for entry in $(r zrange "$(key lease:decode)" 0 -1); do r hget "$(key "job:$entry")" id; done)
+  [ -n "$ids" ] || { kill -CONT "${PIDS[l3]}"; return 1; }
+}
+check "an LLM is stopped while it decodes" until_true 30 decoding
+for id in $ids; do r xadd "$(key cancel)" '*' id "$id" >/dev/null; done
+letters() { [ "$(count dead)" -eq "$(wc -w <<<"$ids")" ]; }
+check "what it decodes ends at once" until_true 10 letters
+for id in $ids; do same "$id: as cancelled" cancelled "$(dead "$id")"; done
+kill -CONT "${PIDS[l3]}"
+check "the other jobs end" until_true 60 all_done
+same "each once" 100 "$(($(count results) + $(count dead)))"
+same "the LLM stopped each of them" "$(wc -w <<<"$ids")" "$(metric "$health" 'tokenflex_jobs_total{tier="llm",outcome="cancelled"}')"
+same "and finished none" 0 "$(for id in $ids; do grep "event=job_done job=$id " "$DIR/l3.log"; done | wc -l)"
