@@ -491,7 +491,7 @@ static void write_option(tf_buffer *out, const tf_option *option, bool in_enviro
   char left[NAME_BYTES_MAX * 2], letter[8] = "    ";
   const char *value = option->unit && option->type != TF_OPTION_FLAG ? option->unit : kinds[option->type];
   if (option->letter) snprintf(letter, sizeof letter, "-%c, ", option->letter);
-  int length = snprintf(left, sizeof left, "  %s--%s%s%.40s", letter, option->name, *value ? " " : "", value);
+  int length = snprintf(left, sizeof left, "  %s--%s%s%.50s", letter, option->name, *value ? " " : "", value);
   tf_buffer_printf(out, "%s", left);
   if (length + 2 > HELP_INDENT)
     tf_buffer_printf(out, "\n%*s", HELP_INDENT, "");

@@ -14,6 +14,7 @@ same "the same seed, the same numbers" "$(sim -r 4 -d 100 --json)" "$(sim -r 4 -
 same "idle: full detail" '[256,1,true]' "$(ROW='[.mean_tokens, .shares["256"], .wait_s.p50 < 0.1]' row -r 0.5 -d 60)"
 same "fixed" '[144,1]' "$(ROW='[.mean_tokens, .shares["144"]]' row -r 1 -d 60 -p fixed:144)"
 same "nothing is lost, workers die" '[0,true]' "$(ROW='[.unfinished, .retried > 0]' row -l 3 -r 6 -d 60 --event 20:llm:-2,40:llm:2)"
+same "its help names every shape of arrivals" 1 "$(sim --help | grep -c 'constant|poisson|step|burst|wave|ramp|trace$')"
 same "the table has a line a rule" 4 "$(sim -d 20 -p adaptive,fixed:64,fixed:256 | wc -l)"
 for arrivals in constant poisson step burst wave ramp; do
   same "arrivals $arrivals" '[0,true]' "$(ROW='[.unfinished, .finished > 50]' row -a "$arrivals" -l 4 -r 1 --peak 8 --period-s 60 -d 60)"
