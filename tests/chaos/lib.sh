@@ -84,14 +84,16 @@ feed() {
   added=$((added + $1))
 }
 now_ms() { date +%s%3N; }
-# probe PREFIX: a batch of PROBE jobs; RATE is how many ended a second
+# probe PREFIX: a batch of PROBE jobs; RATE is how many ended in ten seconds
 probe() {
   local begin PREFIX=$1
   begin=$(now_ms)
   feed "$PROBE"
   until_true 120 all_done || fail "$NAME: a batch of $PROBE ends"
-  RATE=$((PROBE * 1000 / ($(now_ms) - begin + 1)))
+  RATE=$((PROBE * 10000 / ($(now_ms) - begin + 1)))
 }
+
+per_s() { awk -v jobs="$1" 'BEGIN { printf jobs < 100 ? "%.1f" : "%.0f", jobs / 10 }'; } # of a RATE
 
 # --- a scenario: begin, faults, finish ---
 begin() { # NAME TEXT [more processes]: the stack is up when this returns
@@ -127,7 +129,7 @@ sample() { # "ms ended" lines until the queue's marker is gone
 # Seconds from the fault to the end of the last second in which less than half as much ended as before; the last 5% of
 # the jobs do not count, as there is not enough left to do.
 recovery() {
-  awk -v fault="$FAULT_MS" -v rate="$rate_before" -v total="$added" '
+  awk -v fault="$FAULT_MS" -v rate="$(per_s "$rate_before")" -v total="$added" '
     { t[NR] = $1; n[NR] = $2 }
     END {
       for (i = 2; i <= NR && t[i] < fault; i++) if ((n[i] - n[1]) * 1000 / (t[i] - t[1]) > rate) rate = (n[i] - n[1]) * 1000 / (t[i] - t[1])
@@ -164,12 +166,12 @@ finish_scenario() {
     rate_after=$RATE
     [ "$((rate_after * 2))" -ge "$rate_before" ] && break
   done
-  check "$NAME: throughput is as before ($rate_before/s, now $rate_after/s)" test "$((rate_after * 2))" -ge "$rate_before"
+  check "$NAME: throughput is as before ($(per_s "$rate_before")/s, now $(per_s "$rate_after")/s)" test "$((rate_after * 2))" -ge "$rate_before"
   expected=$( { seq -f 'before-%g' 1 "$PROBE"; seq -f "${ID_PREFIX:-job}-%g" $((PROBE + 1)) $((PROBE + JOBS)); seq -f 'after-%g' $((PROBE + JOBS + 1)) "$added"; extra_ids; } | sort)
   same "$NAME: each id ended once" "" "$(diff <(echo "$expected") <({ ids results; ids dead; } | sort) | head -n 5)"
   same "$NAME: dead letters" "$dead" "$(count dead)"
   same "$NAME: no lease, retry or job state is left" "0 0 0 0" "$(state_left)"
-  echo "$TEXT|$((JOBS + $(extra_ids | wc -l)))|$((results - PROBE))|$(count dead)|$(dropped)|$recovered|$rate_before|$rate_after|$([ "$failed" -eq "$failed_before" ] && echo ok || echo FAILED)" >>"$ROWS"
+  echo "$TEXT|$((JOBS + $(extra_ids | wc -l)))|$((results - PROBE))|$(count dead)|$(dropped)|$recovered|$(per_s "$rate_before")|$(per_s "$rate_after")|$([ "$failed" -eq "$failed_before" ] && echo ok || echo FAILED)" >>"$ROWS"
   if [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP/$NAME" && cp "$DIR"/*.log "$DIR/samples" "$KEEP/$NAME/" && echo "$FAULT_MS" >"$KEEP/$NAME/fault"; fi
   down_all
   r flushall >/dev/null
