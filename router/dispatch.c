@@ -1,7 +1,8 @@
 /* Jobs on their way through the workers. In: pending jobs, messages, gone workers. Out: JOB, CANCEL, scripts, endings.
  * A job holds a slot of its encoder from placement until STAGE(decode), and one of its LLM (with KV tokens) until it
  * ends. A suspect keeps its two workers free of this router's other jobs; that nobody else's are there the workers see
- * to, and say: only then does their death count against it. */
+ * to, and say: only then does their death count against it. A job that needs more KV tokens than are ever free at once
+ * while smaller ones come keeps an LLM from taking them, until it fits. */
 #include "router/dispatch.h"
 
 #include <stdio.h>
@@ -66,7 +67,8 @@ static void release_all(tf_dispatch *self, tf_router_job *job) {
   tf_workers_release(self->parts.workers, job->llm, job->kv_tokens);
   job->llm = 0;
   job->kv_tokens = 0;
-  if (job->suspect) tf_workers_unhold(self->parts.workers, job->serial);
+  if (job->suspect || job->kept_llm) tf_workers_unhold(self->parts.workers, job->serial);
+  job->kept_llm = 0;
 }
 
 void tf_dispatch_forget(tf_dispatch *self, tf_router_job *job) {
@@ -263,11 +265,28 @@ static bool past_deadline(const tf_dispatch *self, const tf_router_job *job) {
   return deadline_left_ms(self, job) <= 0;
 }
 
+/* Keeps an LLM for a job that has found no room for a while; the same one until it fits. */
+static void reserve_room(tf_dispatch *self, tf_router_job *job, const tf_place_request *request) {
+  int64_t lease_ms = self->parts.config->lease_ms;
+  int64_t patience_ms = lease_ms / 4 < TF_ROOM_PATIENCE_MS_MAX ? lease_ms / 4 : TF_ROOM_PATIENCE_MS_MAX;
+  if (job->claimed_ms > tf_now_ms() - patience_ms) return;
+  const tf_slot *llms;
+  const uint64_t *serials;
+  size_t count = tf_workers_slots(self->parts.workers, TF_ROLE_LLM, &llms, &serials), at = 0;
+  while (at < count && !(serials[at] == job->kept_llm && llms[at].usable)) at++;
+  bool found = at < count || tf_place_reserve(llms, count, request, &at);
+  if (found && serials[at] != job->kept_llm)
+    tf_log_debug("room_kept", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
+                 TF_INT("kv_tokens", request->kv_tokens));
+  job->kept_llm = found ? serials[at] : 0;
+  tf_workers_hold(self->parts.workers, 0, job->kept_llm, job->serial);
+}
+
 /* Chooses the pair. False: no room now. */
 static bool choose_workers(tf_dispatch *self, tf_router_job *job, uint64_t pairs, uint64_t *encoder, uint64_t *llm) {
   const tf_slot *encoders, *llms;
   const uint64_t *encoder_serials, *llm_serials;
-  if (job->suspect) tf_workers_unhold(self->parts.workers, job->serial);
+  if (job->suspect || job->kept_llm) tf_workers_unhold(self->parts.workers, job->serial);
   size_t encoder_count = tf_workers_slots(self->parts.workers, TF_ROLE_ENCODER, &encoders, &encoder_serials);
   size_t llm_count = tf_workers_slots(self->parts.workers, TF_ROLE_LLM, &llms, &llm_serials);
   tf_place_request request = {
@@ -278,7 +297,9 @@ static bool choose_workers(tf_dispatch *self, tf_router_job *job, uint64_t pairs
     request.turn = 0; /* the same pair each time, until it is idle */
     placed = tf_place_hold(encoders, encoder_count, llms, llm_count, &request);
   }
+  if (!placed.found && !job->suspect) reserve_room(self, job, &request);
   if (!placed.found) return false;
+  job->kept_llm = 0;
   *encoder = encoder_serials[placed.encoder];
   *llm = llm_serials[placed.llm];
   if (job->suspect) tf_workers_hold(self->parts.workers, *encoder, *llm, job->serial);

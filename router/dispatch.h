@@ -23,7 +23,10 @@ typedef struct tf_dispatch_parts { /* all borrowed */
   const char *instance;
 } tf_dispatch_parts;
 
-enum { TF_KV_TOKENS_BESIDE = 24 }; /* template and margin, counted for every job */
+enum {
+  TF_KV_TOKENS_BESIDE = 24,      /* template and margin, counted for every job */
+  TF_ROOM_PATIENCE_MS_MAX = 2000 /* a job that no LLM has room for is overtaken no longer: an LLM is kept for it */
+};
 
 tf_code tf_dispatch_new(const tf_dispatch_parts *parts, tf_dispatch **out);
 void tf_dispatch_free(tf_dispatch **self);

@@ -62,6 +62,7 @@ typedef struct tf_router_job {
   bool suspect;
   bool alone_at_encoder, alone_at_llm; /* the worker has said that it holds this job and nothing else */
   uint64_t encoder, llm;               /* workers' serials; 0: none. encoder is 0 again from decode on */
+  uint64_t kept_llm;                   /* PENDING: the worker that takes no others until this job fits; 0: none */
   uint32_t kv_tokens;                  /* counted against the LLM */
   int64_t claimed_ms, assigned_ms;     /* our clock */
   tf_settlement *settlement;           /* SETTLING */

@@ -33,7 +33,7 @@ static bool may_hold(const tf_slot *slot, const tf_place_request *request) {
   return open_for(slot, request) && !slot->held;
 }
 
-/* Suspects keep half of a tier at most (of one worker: that one), so that the others' jobs go on meanwhile. */
+/* Half of a tier is kept at most (of one worker: that one), so that the others' jobs go on meanwhile. */
 static bool may_keep_one_more(const tf_slot *slots, size_t count) {
   size_t usable = 0, kept = 0;
   for (size_t i = 0; i < count; i++) {
@@ -77,6 +77,21 @@ tf_placement tf_place(const tf_slot *encoders, size_t encoder_count, const tf_sl
 tf_placement tf_place_hold(const tf_slot *encoders, size_t encoder_count, const tf_slot *llms, size_t llm_count,
                            const tf_place_request *request) {
   return best(encoders, encoder_count, llms, llm_count, request, may_hold);
+}
+
+bool tf_place_reserve(const tf_slot *llms, size_t llm_count, const tf_place_request *request, size_t *llm) {
+  bool found = false;
+  uint32_t most = 0;
+  for (size_t i = 0; i < llm_count; i++) {
+    if (!may_hold(&llms[i], request)) continue;
+    if (has_room(&llms[i], request->kv_tokens)) return false;
+    uint32_t kv_free = llms[i].kv_out < llms[i].kv_max ? llms[i].kv_max - llms[i].kv_out : 0;
+    if (found && kv_free <= most) continue;
+    found = true;
+    most = kv_free;
+    *llm = i;
+  }
+  return found && may_keep_one_more(llms, llm_count);
 }
 
 /* Saturating, so that windows of any size add up to something sane. */

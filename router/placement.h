@@ -16,7 +16,7 @@ typedef struct tf_slot {
   uint32_t jobs_max, jobs_out; /* window, outstanding (from this router) */
   uint32_t kv_max, kv_out;     /* LLM: KV tokens; encoders: 0 */
   bool usable;                 /* heard of, not draining, has a window */
-  bool held;                   /* kept for a suspect: takes no other job */
+  bool held;                   /* kept for a suspect or a large job: takes no other */
 } tf_slot;
 
 typedef struct tf_place_request {
@@ -38,6 +38,11 @@ tf_placement tf_place(const tf_slot *encoders, size_t encoder_count, const tf_sl
  * Keeping others away makes it idle. None where half of a tier is held already. */
 tf_placement tf_place_hold(const tf_slot *encoders, size_t encoder_count, const tf_slot *llms, size_t llm_count,
                            const tf_place_request *request);
+
+/* For a job that finds no room in any LLM: the one, of those that nobody holds, that has the most room. Keeping others
+ * away makes enough of it, or leaves it empty. False where one has room (the encoders have none then), and where half
+ * of the LLMs are held already. */
+bool tf_place_reserve(const tf_slot *llms, size_t llm_count, const tf_place_request *request, size_t *llm);
 
 /* How many jobs of kv_tokens_each could be placed now, over all pairs. */
 uint32_t tf_place_room(const tf_slot *encoders, size_t encoder_count, const tf_slot *llms, size_t llm_count,

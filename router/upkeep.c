@@ -107,8 +107,9 @@ static void ignore_reply(void *context, const redisReply *reply) {
   (void)reply;
 }
 
-/* Jobs to hand back: all that are in `state` and were claimed before `claimed_before_ms` (suspects: earlier still). */
-static void release(tf_upkeep *self, int64_t claimed_before_ms, int64_t suspect_before_ms, int64_t delay_ms) {
+/* Jobs to hand back: all that are pending and were claimed before `claimed_before_ms` (those that keep workers from
+ * taking others: earlier still). */
+static void release(tf_upkeep *self, int64_t claimed_before_ms, int64_t keeping_before_ms, int64_t delay_ms) {
   if (!tf_scripts_is_ready(self->parts.scripts)) return;
   tf_router_job *job = tf_jobs_first(self->parts.jobs), *next;
   while (job) {
@@ -119,7 +120,7 @@ static void release(tf_upkeep *self, int64_t claimed_before_ms, int64_t suspect_
     tf_arguments_add(&self->arguments, "stay");
     for (; job && count < RENEW_BATCH; job = next) {
       next = job->next;
-      int64_t limit = job->suspect ? suspect_before_ms : claimed_before_ms;
+      int64_t limit = job->suspect || job->kept_llm ? keeping_before_ms : claimed_before_ms;
       if (job->state != TF_JOB_PENDING || job->claimed_ms > limit) continue;
       tf_arguments_add(&self->arguments, job->entry);
       batch[count++] = job;

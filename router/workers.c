@@ -215,15 +215,15 @@ void tf_workers_release(tf_workers *self, uint64_t serial, uint32_t kv_tokens) {
   worker->kv_out -= kv_tokens < worker->kv_out ? kv_tokens : worker->kv_out;
 }
 
-void tf_workers_hold(tf_workers *self, uint64_t encoder, uint64_t llm, uint64_t suspect) {
+void tf_workers_hold(tf_workers *self, uint64_t encoder, uint64_t llm, uint64_t job) {
   tf_worker *pair_of[2] = {tf_workers_find(self, encoder), tf_workers_find(self, llm)};
   for (int i = 0; i < 2; i++)
-    if (pair_of[i]) pair_of[i]->held_for = suspect;
+    if (pair_of[i]) pair_of[i]->held_for = job;
 }
 
-void tf_workers_unhold(tf_workers *self, uint64_t suspect) {
+void tf_workers_unhold(tf_workers *self, uint64_t job) {
   for (tf_worker *w = tf_workers_first(self); w; w = tf_workers_next(self, w))
-    if (w->held_for == suspect) w->held_for = 0;
+    if (w->held_for == job) w->held_for = 0;
 }
 
 /* True where the worker may get jobs at all (full or not). */

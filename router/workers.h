@@ -25,7 +25,7 @@ typedef struct tf_worker {
   bool has_window, draining;
   bool reachable; /* false from a send that found no peer until it speaks again */
   uint32_t jobs_out, kv_out;
-  uint64_t held_for; /* serial of the suspect that this worker is kept free for; 0: none */
+  uint64_t held_for; /* serial of the job that this worker is kept free for; 0: none */
   int64_t heard_ms;
   uint64_t ping_sequence;
   /* What it says of itself, the same to every router. */
@@ -67,9 +67,9 @@ size_t tf_workers_slots(tf_workers *self, tf_role role, const tf_slot **slots, c
 /* Outstanding work; release is harmless where the worker has gone. Both sides of a job are counted apart. */
 void tf_workers_reserve(tf_workers *self, uint64_t serial, uint32_t kv_tokens);
 void tf_workers_release(tf_workers *self, uint64_t serial, uint32_t kv_tokens);
-/* Keeps a pair free for a suspect; 0 as suspect lets go of all that were kept for `old`. */
-void tf_workers_hold(tf_workers *self, uint64_t encoder, uint64_t llm, uint64_t suspect);
-void tf_workers_unhold(tf_workers *self, uint64_t suspect);
+/* Keeps workers (0: none of that role) free for the job with this serial; lets go of all that were kept for it. */
+void tf_workers_hold(tf_workers *self, uint64_t encoder, uint64_t llm, uint64_t job);
+void tf_workers_unhold(tf_workers *self, uint64_t job);
 
 /* The pair with the widest LLM window among those that have both tiers; NULL: none. An LLM of it is returned. */
 const tf_worker *tf_workers_main_pair(tf_workers *self);

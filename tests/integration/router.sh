@@ -177,6 +177,20 @@ same "where the load gives the others fewer tokens" '[64,"queue"]' "$(json w1 '[
 nothing_left same_count
 down sc scw2
 
+scenario large
+for i in $(seq 120); do # slow ones among them, so that the LLM is not empty by chance
+  echo "XADD $(key jobs:1) * id short-$i uri file:///s.jpg"
+  [ $((i % 5)) = 0 ] && echo "XADD $(key jobs:1) * id slow-$i uri file:///s.jpg"
+  [ "$i" = 16 ] && echo "XADD $(key jobs:1) * id big uri file:///b.jpg max_new_tokens 4000"
+done | r >/dev/null
+router lg
+worker lgw lg "$HASH" 4
+check "a job that needs a whole LLM's memory, and many small ones" until_true 60 all_done
+at=$(entries results | jq -r .id | grep -n '^big$' | cut -d: -f1)
+check "it is not overtaken by all of them: number ${at:-none}" test "${at:-999}" -lt 100
+nothing_left large
+down lg lgw
+
 scenario failures
 router f
 worker fw f

@@ -51,6 +51,29 @@ Test(placement, full_draining_held_and_foreign_workers_get_nothing) {
   cr_assert_not(tf_place(good_encoder, 1, NULL, 0, &any).found);
 }
 
+Test(placement, room_is_kept_at_the_llm_that_has_the_most) {
+  tf_slot llms[] = {LLM(0, 8, 4, 1000, 800), LLM(0, 8, 6, 1000, 750), LLM(1, 8, 1, 1000, 900), LLM(0, 8, 1, 1000, 990)};
+  size_t at = 9;
+  cr_assert(tf_place_reserve(llms, 4, &any, &at));
+  cr_assert_eq(at, 1u);
+  llms[1].held = true; /* for another */
+  cr_assert(tf_place_reserve(llms, 4, &any, &at));
+  cr_assert_eq(at, 0u);
+  llms[0].held = true;
+  cr_assert_not(tf_place_reserve(llms, 4, &any, &at), "two of four are kept");
+  llms[0].held = llms[1].held = false;
+  tf_place_request other = any;
+  other.pairs = 1u << 1;
+  cr_assert(tf_place_reserve(llms, 4, &other, &at));
+  cr_assert_eq(at, 2u);
+  llms[3].jobs_out = 0; /* takes a job of any size: it is the encoders that have no room */
+  cr_assert_not(tf_place_reserve(llms, 4, &any, &at));
+  llms[3].usable = false;
+  cr_assert(tf_place_reserve(llms, 4, &any, &at));
+  cr_assert(tf_place_reserve(llms, 1, &any, &at), "the only one may be kept");
+  cr_assert_not(tf_place_reserve(NULL, 0, &any, &at));
+}
+
 Test(placement, an_idle_llm_takes_a_job_of_any_size) {
   const tf_slot encoders[] = {ENCODER(0, 1, 0)};
   const tf_slot llms[] = {LLM(0, 2, 0, 100, 0)};
