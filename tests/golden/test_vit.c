@@ -119,7 +119,8 @@ Test(vit, refuses_the_lora_of_another_vit) {
   tf_error error = {0};
   cr_assert_eq(tf_vit_load(file, adapter, 1, NULL, &vit, &error), TF_ERR_MODEL_INVALID);
   cr_assert_null(vit);
-  cr_assert(strstr(error.text, "tiny/adapter.gguf: tensor vision.blk.0.attn_q.weight.lora_a") != NULL, "%s", error.text);
+  cr_assert(strstr(error.text, "tiny/adapter.gguf: tensor vision.blk.0.attn_q.weight.lora_a") != NULL, "%s",
+            error.text);
   tf_gguf_close(&file);
   tf_gguf_close(&adapter);
 }
