@@ -83,7 +83,8 @@ evaluate: ## BLEU, METEOR, ROUGE-L, CIDEr-D and losses on the dev images of DATA
 	@test -n "$(DATA)" || { echo "make evaluate needs DATA=DIR (captions.tsv or a Karpathy JSON, and the images)" >&2; exit 2; }
 	@tools/install-packages run train
 	@$(MAKE) --no-print-directory -j$(JOBS) build model $(TRAIN_VENV)/ready
-	@$(TRAIN_PYTHON) -m train.features --data "$(DATA)" --model build/model --cache $(FEATURES) --splits dev --views plain
+	@$(TRAIN_PYTHON) -m train.features --data "$(DATA)" --model build/model --cache $(FEATURES) --splits dev --views plain \
+	  --adapter build/model/adapter.gguf
 	@echo "in PyTorch:"
 	@$(TRAIN_PYTHON) -m train.evaluate --data "$(DATA)" --model build/model --cache $(FEATURES) \
 	  --adapter build/model/adapter.gguf $(EVALUATE_OPTIONS)

@@ -28,7 +28,7 @@ static tf_vit *load_vit(const tf_model_dir *model) {
   tf_gguf *file;
   tf_vit *vit;
   if (tf_gguf_open(model->vision_path, &file, &error) != TF_OK) bench_die("vision", error.text);
-  if (tf_vit_load(file, BATCH_MAX, NULL, &vit, &error) != TF_OK) bench_die("vision", error.text);
+  if (tf_vit_load(file, NULL, BATCH_MAX, NULL, &vit, &error) != TF_OK) bench_die("vision", error.text);
   tf_gguf_close(&file);
   return vit;
 }

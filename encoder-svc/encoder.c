@@ -20,21 +20,18 @@ struct tf_encoder {
   float *features;      /* [PASS_IMAGES_MAX, patches, width], the ViT's output */
 };
 
-static tf_code load_vit(const char *path, tf_pack_store *store, tf_vit **out, tf_error *error) {
-  tf_gguf *file;
-  tf_code code = tf_gguf_open(path, &file, error);
-  if (code != TF_OK) return code;
-  code = tf_vit_load(file, PASS_IMAGES_MAX, store, out, error);
-  tf_gguf_close(&file);
-  return code;
+static tf_code load_files(tf_encoder *self, const tf_gguf *vision, const tf_gguf *adapter, tf_error *error) {
+  tf_code code = tf_projector_load(adapter, self->store, &self->projector, error);
+  return code == TF_OK ? tf_vit_load(vision, adapter, PASS_IMAGES_MAX, self->store, &self->vit, error) : code;
 }
 
-static tf_code load_projector(const char *path, tf_pack_store *store, tf_projector **out, tf_error *error) {
-  tf_gguf *file;
-  tf_code code = tf_gguf_open(path, &file, error);
-  if (code != TF_OK) return code;
-  code = tf_projector_load(file, store, out, error);
-  tf_gguf_close(&file);
+static tf_code load_models(tf_encoder *self, const tf_model_dir *model, tf_error *error) {
+  tf_gguf *vision = NULL, *adapter = NULL;
+  tf_code code = tf_gguf_open(model->adapter_path, &adapter, error);
+  if (code == TF_OK) code = tf_gguf_open(model->vision_path, &vision, error);
+  if (code == TF_OK) code = load_files(self, vision, adapter, error);
+  tf_gguf_close(&vision);
+  tf_gguf_close(&adapter);
   return code;
 }
 
@@ -58,8 +55,7 @@ tf_code tf_encoder_load(const tf_model_dir *model, const tf_pack_place *cache, t
   tf_encoder *self = calloc(1, sizeof *self);
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the encoder");
   self->store = tf_pack_store_open(cache, "encoder", model->pair_hash);
-  tf_code code = load_projector(model->adapter_path, self->store, &self->projector, error);
-  if (code == TF_OK) code = load_vit(model->vision_path, self->store, &self->vit, error);
+  tf_code code = load_models(self, model, error);
   if (code == TF_OK) code = check_fit(self, model, error);
   if (code == TF_OK) {
     const tf_vit_config *config = tf_vit_configuration(self->vit);

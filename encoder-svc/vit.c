@@ -1,6 +1,6 @@
-/* The vision transformer. In: vision.gguf, then normalised pixels. Out: [batch, patches, width] features.
- * Loading first (configuration, weights, workspace), then the pass, in the order of the data:
- * patches -> embeddings with positions -> blocks (attention, MLP) -> final norm. Shapes stand beside every step. */
+/* The vision transformer. In: vision.gguf and an adapter's LoRA, then normalised pixels. Out: [batch, patches, width]
+ * features. Loading first (configuration, weights, workspace), then the pass, in the order of the data: patches ->
+ * embeddings with positions -> blocks (attention, MLP) -> final norm. Shapes stand beside every step. */
 #include "encoder-svc/vit.h"
 
 #include <assert.h>
@@ -10,6 +10,7 @@
 
 #include "encoder-svc/positions.h"
 #include "tensor/attention_bf16.h"
+#include "tensor/lora.h"
 #include "tensor/ops.h"
 
 enum { CHANNELS = 3, NAME_BYTES_MAX = 96, PART_BYTES_MAX = 32 };
@@ -151,6 +152,7 @@ static tf_code read_config(const tf_gguf *file, tf_vit_config *config, tf_error 
 /* What loading carries from tensor to tensor: the first failure stays in code, later calls do nothing. */
 typedef struct loader {
   const tf_gguf *file;
+  tf_lora_set loras;
   tf_pack_store *store;
   tf_vit *vit;
   tf_error *error;
@@ -189,11 +191,12 @@ static vit_norm load_norm(loader *self, const char *weight, const char *bias) {
   return (vit_norm){.weight = load_vector(self, weight), .bias = load_vector(self, bias)};
 }
 
-/* name.weight [out, in] and name.bias [out], one or several of them joined; kept under the first name. */
+/* name.weight [out, in] with its LoRA and name.bias [out], one or several of them joined; kept under the first name. */
 static tf_linear *load_linear(loader *self, const char *const *names, int count, int64_t out, int64_t in,
                               tf_compute compute) {
   char part[PART_BYTES_MAX], full[NAME_BYTES_MAX];
   tf_linear_source sources[TF_LINEAR_PARTS_MAX] = {{.lora = NULL}};
+  tf_lora loras[TF_LINEAR_PARTS_MAX];
   tf_linear *linear = NULL;
   for (int i = 0; i < count; i++) {
     if (self->code != TF_OK) return NULL;
@@ -201,7 +204,9 @@ static tf_linear *load_linear(loader *self, const char *const *names, int count,
     snprintf(part, sizeof part, "%s.weight", names[i]);
     self->code =
         tf_gguf_require(self->file, full_name(self, part, full), 2, (int64_t[]){out, in}, &source->weight, self->error);
+    if (self->code == TF_OK) self->code = tf_lora_find(&self->loras, full, out, in, &loras[i], self->error);
     if (self->code != TF_OK) return NULL;
+    if (loras[i].a != NULL) source->lora = &loras[i];
     snprintf(part, sizeof part, "%s.bias", names[i]);
     self->code =
         tf_gguf_require(self->file, full_name(self, part, full), 1, (int64_t[]){out}, &source->bias, self->error);
@@ -277,15 +282,23 @@ static void load_block(loader *self, vit_block *block) {
   block->scale2 = load_vector(self, "scale2");
 }
 
-static tf_code load_weights(tf_vit *vit, const tf_gguf *file, tf_pack_store *store, tf_error *error) {
+static tf_code load_weights(tf_vit *vit, const tf_gguf *file, const tf_gguf *adapter, tf_pack_store *store,
+                            tf_error *error) {
   const tf_vit_config *config = &vit->config;
-  loader self = {.file = file, .store = store, .vit = vit, .error = error, .code = TF_OK, .layer = -1};
+  loader self = {.file = file,
+                 .loras = tf_lora_set_of(adapter, true),
+                 .store = store,
+                 .vit = vit,
+                 .error = error,
+                 .code = TF_OK,
+                 .layer = -1};
   load_patch(&self);
   load_positions(&self);
   if (config->class_token) load_class(&self);
   if (config->pre_layer_norm) vit->pre_norm = load_norm(&self, "pre_norm.weight", "pre_norm.bias");
   if (config->final_layer_norm) vit->final_norm = load_norm(&self, "norm.weight", "norm.bias");
   for (self.layer = 0; self.layer < config->layer_count; self.layer++) load_block(&self, &vit->blocks[self.layer]);
+  if (self.code == TF_OK) self.code = tf_lora_check_used(&self.loras, tf_gguf_path(file), error);
   return self.code;
 }
 
@@ -315,7 +328,8 @@ static tf_code take_memory(tf_vit *vit, tf_error *error) {
   return TF_OK;
 }
 
-tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_pack_store *store, tf_vit **out, tf_error *error) {
+tf_code tf_vit_load(const tf_gguf *file, const tf_gguf *adapter, int64_t batch_max, tf_pack_store *store, tf_vit **out,
+                    tf_error *error) {
   assert(batch_max >= 1 && batch_max <= 1024);
   *out = NULL;
   tf_vit *vit = calloc(1, sizeof *vit);
@@ -324,7 +338,7 @@ tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_pack_store *store
   tf_code code = read_config(file, &vit->config, error);
   vit->attention_bf16 = tf_attention_bf16_wanted();
   if (code == TF_OK) code = take_memory(vit, error);
-  if (code == TF_OK) code = load_weights(vit, file, store, error);
+  if (code == TF_OK) code = load_weights(vit, file, adapter, store, error);
   if (code != TF_OK)
     tf_vit_free(&vit);
   else

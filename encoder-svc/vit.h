@@ -23,11 +23,12 @@ typedef struct tf_vit_config {
 
 typedef struct tf_vit tf_vit;
 
-/* Reads and checks the configuration and every tensor, packs the weights, resizes the positions to the grid and takes
- * the workspace for batch_max images, so that a pass itself takes no memory but attention's scratch. The file is not
- * needed afterwards, the store (NULL: none) as long as the ViT. The caller frees. Errors: MODEL_INVALID, OUT_OF_MEMORY.
- */
-tf_code tf_vit_load(const tf_gguf *file, int64_t batch_max, tf_pack_store *store, tf_vit **out, tf_error *error);
+/* Reads and checks the configuration and every tensor, packs the weights (the LoRA that the adapter has for them
+ * merged; NULL: none), resizes the positions to the grid and takes the workspace for batch_max images, so that a pass
+ * itself takes no memory but attention's scratch. The files are not needed afterwards, the store (NULL: none) as long
+ * as the ViT. The caller frees. Errors: MODEL_INVALID, OUT_OF_MEMORY. */
+tf_code tf_vit_load(const tf_gguf *file, const tf_gguf *adapter, int64_t batch_max, tf_pack_store *store, tf_vit **out,
+                    tf_error *error);
 void tf_vit_free(tf_vit **self);
 const tf_vit_config *tf_vit_configuration(const tf_vit *self);
 

@@ -8,6 +8,7 @@
 
 #include "llm-svc/model_parts.h"
 #include "tensor/attention_bf16.h"
+#include "tensor/lora.h"
 
 enum { LINEARS_PER_LAYER = 4, PARTS_MAX = 3, NAME_BYTES_MAX = 96 };
 
@@ -33,10 +34,9 @@ typedef struct pack_job {
 } pack_job;
 
 typedef struct loader {
-  const tf_gguf *file, *adapter;
+  const tf_gguf *file;
   tf_pack_store *store;
-  double lora_alpha;
-  size_t lora_used; /* tensors of the adapter that found their weight */
+  tf_lora_set loras;
   tf_llm *model;
   pack_job *jobs;
   size_t job_count;
@@ -131,27 +131,6 @@ static tf_code load_vector(const loader *self, const char *name, float **out) {
   return TF_OK;
 }
 
-/* The LoRA of the weight `name`, where the adapter has one (else a stays NULL). */
-static tf_code find_lora(loader *self, const char *name, int64_t outputs, int64_t inputs, tf_lora *lora) {
-  char a_name[NAME_BYTES_MAX], b_name[NAME_BYTES_MAX];
-  if (self->adapter == NULL) return TF_OK;
-  snprintf(a_name, sizeof a_name, "%s.lora_a", name);
-  snprintf(b_name, sizeof b_name, "%s.lora_b", name);
-  if (tf_gguf_tensor(self->adapter, a_name) == NULL && tf_gguf_tensor(self->adapter, b_name) == NULL) return TF_OK;
-  int64_t a_shape[2] = {-1, inputs};
-  tf_code code = tf_gguf_require(self->adapter, a_name, 2, a_shape, &lora->a, self->error);
-  if (code != TF_OK) return code;
-  int64_t rank = lora->a->shape[0], b_shape[2] = {outputs, rank};
-  code = tf_gguf_require(self->adapter, b_name, 2, b_shape, &lora->b, self->error);
-  if (code != TF_OK) return code;
-  if (rank == 0 || self->lora_alpha == 0)
-    return tf_fail(self->error, TF_ERR_MODEL_INVALID, "%s: %s needs a rank and adapter.lora.alpha",
-                   tf_gguf_path(self->adapter), a_name);
-  lora->scale = (float)(self->lora_alpha / (double)rank);
-  self->lora_used += 2;
-  return TF_OK;
-}
-
 /* Adds a matrix to the job that is being listed, self->jobs[self->job_count]. */
 static tf_code list_part(loader *self, const char *prefix, int64_t outputs, int64_t inputs) {
   char weight_name[NAME_BYTES_MAX - 8], bias_name[NAME_BYTES_MAX - 8];
@@ -164,7 +143,7 @@ static tf_code list_part(loader *self, const char *prefix, int64_t outputs, int6
   tf_code code = tf_gguf_require(self->file, weight_name, 2, shape, &part->weight, self->error);
   if (code == TF_OK && tf_gguf_tensor(self->file, bias_name) != NULL)
     code = tf_gguf_require(self->file, bias_name, 1, &outputs, &part->bias, self->error);
-  if (code == TF_OK) code = find_lora(self, weight_name, outputs, inputs, lora);
+  if (code == TF_OK) code = tf_lora_find(&self->loras, weight_name, outputs, inputs, lora, self->error);
   if (lora->a != NULL) part->lora = lora;
   if (job->count == 0) snprintf(job->name, sizeof job->name, "%s", prefix);
   job->count++;
@@ -246,23 +225,6 @@ static void pack_some(void *context, int64_t begin, int64_t end, int thread) {
   }
 }
 
-static bool ends_with(const char *text, const char *end) {
-  size_t size = strlen(text), end_size = strlen(end);
-  return size >= end_size && strcmp(text + size - end_size, end) == 0;
-}
-
-/* A LoRA that fits no weight would be dropped in silence: that is another LLM's adapter. */
-static tf_code check_lora_used(const loader *self) {
-  size_t found = 0;
-  for (size_t i = 0; self->adapter != NULL && i < tf_gguf_tensor_count(self->adapter); i++) {
-    const char *name = tf_gguf_tensor_name(self->adapter, i);
-    found += ends_with(name, ".lora_a") || ends_with(name, ".lora_b");
-  }
-  if (found == self->lora_used) return TF_OK;
-  return tf_fail(self->error, TF_ERR_MODEL_INVALID, "%s: %zu of %zu LoRA tensors fit no weight of %s",
-                 tf_gguf_path(self->adapter), found - self->lora_used, found, tf_gguf_path(self->file));
-}
-
 static tf_code load_weights(loader *self, tf_pool *pool) {
   tf_llm *model = self->model;
   uint32_t layers = model->config.layers;
@@ -270,10 +232,9 @@ static tf_code load_weights(loader *self, tf_pool *pool) {
   self->jobs = calloc((size_t)layers * LINEARS_PER_LAYER + 1, sizeof *self->jobs);
   if (model->layers == NULL || self->jobs == NULL)
     return tf_fail(self->error, TF_ERR_OUT_OF_MEMORY, "no memory for the model");
-  if (self->adapter != NULL) tf_gguf_f64(self->adapter, "adapter.lora.alpha", &self->lora_alpha);
   tf_code code = list_output(self);
   for (uint32_t i = 0; i < layers && code == TF_OK; i++) code = list_layer(self, i);
-  if (code == TF_OK) code = check_lora_used(self);
+  if (code == TF_OK) code = tf_lora_check_used(&self->loras, tf_gguf_path(self->file), self->error);
   if (code != TF_OK) return code;
   pthread_mutex_init(&self->mutex, NULL);
   tf_parallel(pool, (int64_t)self->job_count, 1, pack_some, self);
@@ -283,7 +244,7 @@ static tf_code load_weights(loader *self, tf_pool *pool) {
 
 tf_code tf_llm_load(const tf_gguf *file, const tf_gguf *adapter, tf_pool *pool, tf_pack_store *store, tf_llm **out,
                     tf_error *error) {
-  loader self = {.file = file, .adapter = adapter, .store = store, .error = error};
+  loader self = {.file = file, .loras = tf_lora_set_of(adapter, false), .store = store, .error = error};
   self.model = calloc(1, sizeof *self.model);
   if (self.model == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the model");
   tf_code code = load_config(&self);

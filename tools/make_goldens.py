@@ -64,8 +64,8 @@ def write_preprocess(out: Path) -> None:
     file.write(out / "preprocess.gguf")
 
 
-def write_vit(out: Path, model: str, name: str, seed: int) -> None:
-    """Every stage of one tiny ViT on a batch of two."""
+def write_vit(out: Path, model: str, adapter: str | None, name: str, seed: int) -> None:
+    """Every stage of one tiny ViT on a batch of two; with an adapter also what comes out behind its LoRA."""
     vision = VisionModel(GgufReader(out / model))
     size = vision.settings["image_size"]
     pixels = torch.from_numpy(np.random.default_rng(seed).standard_normal((2, 3, size, size)).astype(np.float32))
@@ -75,6 +75,8 @@ def write_vit(out: Path, model: str, name: str, seed: int) -> None:
     for layer, block in enumerate(trace.blocks):
         file.tensor(f"block.{layer}", block)
     file.tensor("output", trace.output)
+    if adapter is not None:
+        file.tensor("output_lora", VisionModel(GgufReader(out / model), GgufReader(out / adapter)).trace(pixels).output)
     file.write(out / f"{name}.gguf")
 
 
@@ -127,9 +129,9 @@ def make_tiny(args: argparse.Namespace) -> None:
     out: Path = args.out
     tiny_models.write_all(out)
     write_preprocess(out)
-    write_vit(out, "tiny/vision.gguf", "vit_tiny", seed=10)
-    write_vit(out, "vision_siglip.gguf", "vit_siglip", seed=11)
-    write_vit(out, "vision_clip.gguf", "vit_clip", seed=12)
+    write_vit(out, "tiny/vision.gguf", "tiny/adapter.gguf", "vit_tiny", seed=10)
+    write_vit(out, "vision_siglip.gguf", None, "vit_siglip", seed=11)
+    write_vit(out, "vision_clip.gguf", None, "vit_clip", seed=12)
     write_pool(out)
     write_projector(out)
     write_llm(out, "tiny/llm.gguf", "tiny/adapter.gguf", "llm_tiny", seed=13)
@@ -152,7 +154,7 @@ def make_tokenizer(args: argparse.Namespace) -> None:
 
 
 def write_real_vit(args: argparse.Namespace) -> None:
-    """Features of the real ViT by onnxruntime, straight from the published ONNX file."""
+    """Features of the real ViT, without an adapter, by onnxruntime, straight from the published ONNX file."""
     import onnx
     import onnxruntime
 
@@ -218,7 +220,7 @@ def decoded_pixels(program: Path, model: Path, image: Path, size: int) -> torch.
 def make_captions(args: argparse.Namespace) -> None:
     """Greedy captions of the photos at every token count."""
     source, adapter = GgufReader(args.model / "llm.gguf"), GgufReader(args.model / "adapter.gguf")
-    vision, projector = VisionModel(GgufReader(args.model / "vision.gguf")), Projector(adapter)
+    vision, projector = VisionModel(GgufReader(args.model / "vision.gguf"), adapter), Projector(adapter)
     words, language = tokenizer.load(source), LanguageModel(source, adapter)
     prompt: Prompt = tokenizer.chat_prompt(source, words, adapter.metadata["tokenflex.prompt"])
     ends = {source.metadata["tokenizer.ggml.eos_token_id"], source.metadata["tokenizer.ggml.tokens"].index("<|endoftext|>")}

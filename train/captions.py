@@ -13,16 +13,17 @@ import math
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 
 from tokenflex_tools.gguf import GgufReader
 
-from . import data, export, team
+from . import data, export, team, vision
 from .features import Cache
 from .model import Adapter, Language, Projector
+from .pictures import Pictures
 from .sequences import Words, epoch, hidden_states, lay_out, take
 
 COMMON_TOKENS = 2000  # ids of the commonest pieces: kept in the loss's vocabulary, said in a caption or not
@@ -52,12 +53,29 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
     parser.add_argument("--noise", type=float, default=0.0, help="share of patches dropped (set to the mean patch)")
     parser.add_argument("--side", type=float, default=1.0, help="a window of the features, of at least this share a side")
+    parser.add_argument("--vision-rank", type=int, default=0, help="a LoRA for the ViT too, where the adapter has none")
+    parser.add_argument("--vision-rate", type=float, default=2e-4, help="peak learning rate of the ViT's LoRA")
+    parser.add_argument("--crop", type=float, default=0.6, help="what the ViT sees while it learns: at least this share a side")
     parser.add_argument("--average", type=float, default=0.99, help="decay of the weights' running average a step")
     parser.add_argument("--workers", type=int, default=1, help="processes; each takes its part of a batch")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
     parser.add_argument("--fast", action="store_true", help="the pass of fast.py: wants bf16 and a C compiler")
     return parser
+
+
+def start(options: argparse.Namespace) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter to start from, with a LoRA for the ViT where that is wanted."""
+    adapter, metadata = export.read(options.start)
+    if options.vision_rank and not vision.learns(adapter):
+        adapter |= vision.new_lora(GgufReader(options.model / "vision.gguf"), options.vision_rank, options.seed)
+    return adapter, metadata
+
+
+def run(options: argparse.Namespace, work: Callable) -> None:
+    """A phase in all its workers."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    team.run(options.workers, sum(tensor.numel() for tensor in start(options)[0].values()), work, options)
 
 
 class Trainer:
@@ -70,25 +88,46 @@ class Trainer:
         if state:
             self.adapter, self.metadata = state["adapter"], state["metadata"]
         else:
-            self.adapter, self.metadata = export.read(options.start)
+            self.adapter, self.metadata = start(options)
         self.adapter = {name: tensor.clone().requires_grad_() for name, tensor in self.adapter.items()}
         self.average: Adapter = {name: tensor.detach().clone() for name, tensor in self.adapter.items()}
-        rank = next(tensor.shape[0] for name, tensor in self.adapter.items() if name.endswith("lora_a"))
+        rank = next(t.shape[0] for n, t in self.adapter.items() if n.startswith("blk.") and n.endswith("lora_a"))
         file = GgufReader(options.model / "llm.gguf")
         dtype = torch.float32 if options.f32 else torch.bfloat16
         self.words = Words(file, self.metadata["tokenflex.prompt"])
         self.llm = Language(file, self.metadata["adapter.lora.alpha"] / rank, dtype,
                             KERNELS if options.fast else None)
         self.projector = Projector(self.metadata)
+        self.vision = None
+        if vision.learns(self.adapter):
+            self.vision = vision.Vision(GgufReader(options.model / "vision.gguf"), dtype)
+        rates = {"blk": options.rate, "projector": options.projector_rate, "vision": options.vision_rate}
         self.optimiser = torch.optim.AdamW([
-            {"params": [t for n, t in self.adapter.items() if ".lora_" in n], "peak": options.rate},
-            {"params": [t for n, t in self.adapter.items() if ".lora_" not in n], "peak": options.projector_rate},
+            {"params": params, "peak": peak} for part, peak in rates.items()
+            if (params := [t for n, t in self.adapter.items() if n.split(".")[0] == part])
         ], lr=0.0, weight_decay=options.decay, **({"fused": True} if options.fast else {}))
         self.step, self.elapsed, self._started, self._saved = 0, 0.0, time.monotonic(), time.monotonic()
         if state:
             self.average, self.step, self.elapsed = state["average"], state["step"], state["elapsed"]
             self.optimiser.load_state_dict(state["optimiser"])
+        self.merge()
+        self.views = random.Random(options.seed * 100 + crew.rank)
+        self._cache = None if self.vision else Cache(options.cache, "train", self.adapter)
+        self._pictures = Pictures(options.cache, "train", self.vision.settings) if self.vision else None
+
+    def merge(self) -> None:
+        """The adapter's present values into the models' weights."""
         self.llm.merge(self.adapter)
+        if self.vision:
+            self.vision.merge(self.adapter, self.metadata)
+
+    def features(self, rows: list[int]) -> torch.Tensor:
+        """Features [rows, patches, width] of training images, each seen in a way drawn at random."""
+        if self.vision:
+            features = self.vision.features(self._pictures.take(rows, self.views, self.options.crop), self.adapter)
+        else:
+            features = take(self._cache, rows, self.views)
+        return augment(features, self.options.noise, self.options.side)
 
     def minutes(self) -> float:
         """Time trained, earlier runs of a resumed one counted in."""
@@ -123,7 +162,7 @@ class Trainer:
             group["lr"] = group["peak"] * scale
         self.optimiser.step()
         self.step += 1
-        self.llm.merge(self.adapter)
+        self.merge()
         keep = min(self.options.average, self.step / (self.step + 10))
         with torch.no_grad():
             for name, tensor in self.adapter.items():
@@ -175,7 +214,6 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
     """One worker's run."""
     trainer = Trainer(crew, options)
     torch.manual_seed(options.seed * 100 + crew.rank)
-    cache, views = Cache(options.cache, "train"), random.Random(options.seed * 100 + crew.rank)
     captions = [[trainer.words.encode(c) for c in e.captions] for e in data.read_captions(options.data, "train")]
     said = {token for group in captions for caption in group for token in caption}
     allowed = torch.tensor(sorted(said | set(range(min(COMMON_TOKENS, len(trainer.llm.embedding))))))
@@ -193,9 +231,8 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
         count = trainer.draw_count()
         total = 0.0
         for chunk in trainer.chunks(rows, count):
-            features = augment(take(cache, chunk, views), options.noise, options.side)
-            prefix = trainer.prefix(features, count, trainer.adapter)
-            groups = [views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
+            prefix = trainer.prefix(trainer.features(chunk), count, trainer.adapter)
+            groups = [trainer.views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
             layout = lay_out(groups, prefix.shape[1])
             weights = torch.full((len(layout.targets),), len(chunk) / len(rows) / len(layout.targets))
             loss = trainer.llm.loss(hidden_states(trainer.llm, prefix, layout, trainer.adapter), head,
@@ -213,10 +250,7 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    options = options_parser().parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    adapter, _ = export.read(options.start)
-    team.run(options.workers, sum(tensor.numel() for tensor in adapter.values()), train, options)
+    run(options_parser().parse_args(), train)
 
 
 if __name__ == "__main__":

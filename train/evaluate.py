@@ -53,12 +53,12 @@ class Evaluation:
 
     def __init__(self, options: argparse.Namespace):
         adapter, metadata = export.read(options.adapter)
-        rank = next(tensor.shape[0] for name, tensor in adapter.items() if name.endswith("lora_a"))
+        rank = next(tensor.shape[0] for name, tensor in adapter.items() if name.startswith("blk.") and name.endswith("lora_a"))
         file = GgufReader(options.model / "llm.gguf")
         self.llm = Language(file, metadata["adapter.lora.alpha"] / rank, torch.float32 if options.f32 else torch.bfloat16)
         self.llm.merge(adapter)
         self.adapter, self.projector, self.words = adapter, Projector(metadata), Words(file, metadata["tokenflex.prompt"])
-        self.cache = Cache(options.cache, options.split)
+        self.cache = Cache(options.cache, options.split, adapter)
         self.examples = data.read_captions(options.data, options.split)[:options.images or None]
 
     def prefix(self, rows: list[int], count: int) -> torch.Tensor:

@@ -1,53 +1,34 @@
-"""The ViT's features of every image, computed once: training reads them, and never runs the ViT.
+"""The ViT's features of every image, computed once: training reads them, and never runs the ViT. Where the ViT learns too
+(vision.py), training reads the pixels.
 
-In: a data folder, vision.gguf. Out: CACHE/SPLIT.VIEW.npy, f16 [images, patches, width], in the order of the captions
-file; views: plain, flip (mirrored), crop0, crop1.. (a random part of the image, 70 to 100% of each side, mirrored or not).
-Run: python -m train.features --data DIR --model DIR --cache DIR [--views plain flip crop0]
+In: a data folder, vision.gguf, an adapter where that changes the ViT. Out: CACHE/SPLIT.VIEW.npy, f16 [images, patches,
+width], in the order of the captions file, with the name of the adapter's ViT behind VIEW; views: plain, flip (mirrored), crop0, crop1.. (a random part of the image, 70 to
+100% of each side, mirrored or not), pixels (pictures.py; no features).
+Run: python -m train.features --data DIR --model DIR --cache DIR [--views plain flip crop0 pixels] [--adapter FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from tokenflex_tools.gguf import GgufReader
-from tokenflex_tools.reference_vision import VisionModel, normalise
+from tokenflex_tools.reference_vision import normalise
 
-from . import data
+from . import data, export, pictures, vision
+from .model import Adapter
 
 BATCH = 16
 CROP_SIDE_MIN = 0.7
-
-
-class FastVision(VisionModel):
-    """The reference ViT with its matrices in bf16 and fused attention where this PyTorch has it; the residual stays f32."""
-
-    def __init__(self, file: GgufReader, dtype: torch.dtype):
-        super().__init__(file)
-        self.dtype = dtype
-        for name, tensor in self.tensors.items():
-            if ".blk." in name and (tensor.dim() == 2 or name.endswith(".bias") and ".norm" not in name):
-                self.tensors[name] = tensor.to(dtype)
-
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x.to(self.dtype), self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
-
-    def _attention(self, x: torch.Tensor, block: str) -> torch.Tensor:
-        if not hasattr(F, "scaled_dot_product_attention"):
-            return super()._attention(x, block)
-        batch, tokens, width = x.shape
-        q, k, v = (self._linear(x, f"{block}.attn_{part}").view(batch, tokens, self.settings["head_count"], -1)
-                   .transpose(1, 2) for part in "qkv")
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self._linear(mixed.transpose(1, 2).reshape(batch, tokens, width), f"{block}.attn_output")
+VIEW = re.compile("plain|flip|crop[0-9]+")
 
 
 def view(image: np.ndarray, name: str, file: str) -> np.ndarray:
@@ -67,17 +48,17 @@ def view(image: np.ndarray, name: str, file: str) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(part), "RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
-def compute(vision: FastVision, images: list[np.ndarray]) -> np.ndarray:
+def compute(model: vision.Vision, images: list[np.ndarray]) -> np.ndarray:
     """[batch][size, size, 3] u8 -> [batch, patches, width] f16."""
-    mean, std = vision.settings["image_mean"], vision.settings["image_std"]
+    mean, std = model.settings["image_mean"], model.settings["image_std"]
     pixels = torch.stack([normalise(image, mean, std) for image in images])
     with torch.inference_mode():
-        return vision.trace(pixels).output.float().numpy().astype(np.float16)
+        return model.features(pixels).float().numpy().astype(np.float16)
 
 
-def write_view(vision: FastVision, files: dict[str, bytes], names: list[str], view_name: str, path: Path) -> None:
+def write_view(model: vision.Vision, files: dict[str, bytes], names: list[str], view_name: str, path: Path) -> None:
     """Writes one array; it appears under its name only when it is complete."""
-    settings = vision.settings
+    settings = model.settings
     shape = (len(names), (settings["image_size"] // settings["patch_size"]) ** 2, settings["width"])
     partial = path.with_suffix(f".{os.getpid()}.partial")
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
@@ -85,7 +66,7 @@ def write_view(vision: FastVision, files: dict[str, bytes], names: list[str], vi
     for first in range(0, len(names), BATCH):
         batch = names[first:first + BATCH]
         images = [view(data.decode(files[name], settings["image_size"]), view_name, name) for name in batch]
-        array[first:first + len(batch)] = compute(vision, images)
+        array[first:first + len(batch)] = compute(model, images)
         if first // BATCH % 25 == 0:
             print(f"{path.name}: {first}/{len(names)}, {time.monotonic() - start:.0f} s", flush=True)
     array.flush()
@@ -93,13 +74,16 @@ def write_view(vision: FastVision, files: dict[str, bytes], names: list[str], vi
 
 
 class Cache:
-    """Reads what this module wrote: features of one split in all the views that are there."""
+    """Reads what this module wrote: features of one split by the adapter's ViT, in all the views that are there."""
 
-    def __init__(self, folder: Path, split: str):
-        paths = {path.name.split(".")[1]: path for path in sorted(folder.glob(f"{split}.*.npy"))}
-        if "plain" not in paths:
-            raise SystemExit(f"{folder}: no {split}.plain.npy; run train.features first")
-        self.views = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
+    def __init__(self, folder: Path, split: str, adapter: Adapter):
+        ending = f"{vision.tag(adapter)}.npy"
+        self.views = {path.name[len(split) + 1:-len(ending)]: np.load(path, mmap_mode="r")
+                      for path in sorted(folder.glob(f"{split}.*{ending}"))
+                      if VIEW.fullmatch(path.name[len(split) + 1:-len(ending)])}
+        if "plain" not in self.views:
+            command = "train.features --adapter FILE" if vision.learns(adapter) else "train.features"
+            raise SystemExit(f"{folder}: no {split}.plain{ending}; run {command} first")
 
     def take(self, rows: list[int], views: list[str] | None = None) -> torch.Tensor:
         """Features [rows, patches, width] f32; `views` names one view for each row, plain without."""
@@ -115,16 +99,24 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--splits", nargs="+", default=["train", "dev"])
     parser.add_argument("--views", nargs="+", default=["plain", "flip"])
+    parser.add_argument("--adapter", type=Path, help="whose ViT it is, where the adapter changes that")
     parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    vision = FastVision(GgufReader(options.model / "vision.gguf"), torch.float32 if options.f32 else torch.bfloat16)
+    model = vision.Vision(GgufReader(options.model / "vision.gguf"), torch.float32 if options.f32 else torch.bfloat16)
+    adapter, metadata = export.read(options.adapter) if options.adapter else ({}, {})
+    model.merge(adapter, metadata)
     files = dict(data.read_files(options.data))
     for name in options.views:
         for split in options.splits if name == "plain" else ["train"]:
-            path = options.cache / f"{split}.{name}.npy"
-            if not path.exists():
-                write_view(vision, files, [example.file for example in data.read_captions(options.data, split)], name, path)
+            path = options.cache / f"{split}.{name}{'' if name == pictures.NAME else vision.tag(adapter)}.npy"
+            names = [example.file for example in data.read_captions(options.data, split)]
+            if path.exists():
+                continue
+            if name == pictures.NAME:
+                pictures.write(files, names, path)
+            else:
+                write_view(model, files, names, name, path)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ Run: python -m train.rewards --data DIR --model DIR --cache DIR --start adapter.
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections import Counter
 
 import torch
 
-from . import data, export, team
-from .captions import Trainer, augment, options_parser
-from .features import Cache
+from . import data, team
+from .captions import Trainer, options_parser, run
 from .model import generate
-from .sequences import epoch, hidden_states, lay_out, take
+from .sequences import epoch, hidden_states, lay_out
 
 ORDERS, SIGMA = 4, 6.0  # CIDEr-D's longest n-gram and the width of its length penalty
 END = "</s>"            # counted as a word: without it, a caption gains by stopping in mid-sentence
@@ -80,7 +78,6 @@ def train(crew: team.Team, options) -> None:
     """One worker's run."""
     trainer = Trainer(crew, options)
     words, llm = trainer.words, trainer.llm
-    cache, views = Cache(options.cache, "train"), random.Random(options.seed * 100 + crew.rank)
     draws = torch.Generator().manual_seed(options.seed * 100 + crew.rank)
     examples = data.read_captions(options.data, "train")
     reward = CiderReward([example.captions for example in examples])
@@ -97,8 +94,7 @@ def train(crew: team.Team, options) -> None:
         rows, count = batches[at][crew.rank::crew.size], trainer.draw_count()
         total, tokens = 0.0, 0
         for chunk in trainer.chunks(rows, count):
-            features = augment(take(cache, chunk, views), options.noise, options.side)
-            prefix = trainer.prefix(features, count, trainer.adapter)
+            prefix = trainer.prefix(trainer.features(chunk), count, trainer.adapter)
             ids = generate(llm, prefix.detach(), words.end, NEW_TOKENS_MAX, options.samples, draws, allowed).tolist()
             captions = [row[:row.index(words.end) + 1] if words.end in row else row for row in ids]
             gained = torch.tensor([reward(chunk[i // options.samples], words.decode(caption), caption[-1] == words.end)
@@ -122,10 +118,7 @@ def main() -> None:
     """Command line."""
     parser = options_parser()
     parser.add_argument("--samples", type=int, default=5, help="captions drawn of each image")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    adapter, _ = export.read(options.start)
-    team.run(options.workers, sum(tensor.numel() for tensor in adapter.values()), train, options)
+    run(parser.parse_args(), train)
 
 
 if __name__ == "__main__":

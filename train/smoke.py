@@ -29,7 +29,7 @@ from tokenflex_tools.reference_llm import LanguageModel, greedy
 from tokenflex_tools.reference_vision import Projector as ReferenceProjector
 from tokenflex_tools.reference_vision import VisionModel
 
-from . import captions, data, export, features, model, rewards, sequences, table, team, words
+from . import captions, data, export, features, model, pictures, rewards, sequences, table, team, vision, words
 
 SHAPES, COLOURS = ("circle", "square", "triangle"), ("red", "green", "blue", "white")
 COUNTS = [4, 9, 16]
@@ -95,13 +95,14 @@ def write_data(folder: Path) -> None:
     (folder / "captions.tsv").write_text("".join(lines), "utf-8")
 
 
-def cache_features(folder: Path, vision: Path) -> None:
+def cache_features(folder: Path, model_file: Path) -> None:
     """What train.features does, in f32."""
     (folder / "cache").mkdir()
-    vit, files = features.FastVision(GgufReader(vision), torch.float32), dict(data.read_files(folder))
-    for split, view in (("train", "plain"), ("train", "flip"), ("dev", "plain")):
-        names = [example.file for example in data.read_captions(folder, split)]
-        features.write_view(vit, files, names, view, folder / "cache" / f"{split}.{view}.npy")
+    vit, files = vision.Vision(GgufReader(model_file), torch.float32), dict(data.read_files(folder))
+    names = [example.file for example in data.read_captions(folder, "train")]
+    for view in ("plain", "flip"):
+        features.write_view(vit, files, names, view, folder / f"cache/train.{view}.npy")
+    pictures.write(files, names, folder / f"cache/train.{pictures.NAME}.npy")
 
 
 def options_of(parser: argparse.ArgumentParser, paths: dict[str, Path], *extra: str) -> argparse.Namespace:
@@ -126,8 +127,8 @@ def check(holds: bool, what: str) -> None:
 def reference_caption(folder: Path, adapter: Path, image: np.ndarray, count: int) -> str:
     """The readable reference, from pixels to text."""
     file, adapter_file = GgufReader(folder / "llm.gguf"), GgufReader(adapter)
-    vision = VisionModel(GgufReader(folder / "vision.gguf"))
-    patches = vision.trace(vision.preprocess(image)[None]).output[0]
+    vit = VisionModel(GgufReader(folder / "vision.gguf"), adapter_file)
+    patches = vit.trace(vit.preprocess(image)[None]).output[0]
     text = sequences.Words(file, adapter_file.metadata["tokenflex.prompt"])
     tokens = ReferenceProjector(adapter_file)(patches, count)
     ids = greedy(LanguageModel(file, adapter_file), text.prompt, tokens, {text.end}, NEW_TOKENS_MAX).tokens
@@ -206,13 +207,17 @@ def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
     llm = model.Language(file, metadata["adapter.lora.alpha"] / adapter["blk.0.attn_q.weight.lora_a"].shape[0], torch.float32)
     llm.merge(adapter)
     text, projector = sequences.Words(file, metadata["tokenflex.prompt"]), model.Projector(metadata)
-    images = {name: data.decode(content, 56) for name, content in data.read_files(folder)}
+    files, names = dict(data.read_files(folder)), [example.file for example in examples]
+    images = {name: data.decode(content, 56) for name, content in files.items()}
+    vit = vision.Vision(GgufReader(tiny / "vision.gguf"), torch.float32)
+    vit.merge(adapter, metadata)
+    features.write_view(vit, files, names, "plain", folder / f"cache/dev.plain{vision.tag(adapter)}.npy")
     (folder / "model").mkdir()
     for name in ("vision.gguf", "llm.gguf"):
         shutil.copyfile(tiny / name, folder / "model" / name)
     shutil.copyfile(adapter_path, folder / "model/adapter.gguf")
     for count in COUNTS:
-        x = features.Cache(folder / "cache", "dev").take(list(range(len(examples))))
+        x = features.Cache(folder / "cache", "dev", adapter).take(list(range(len(examples))))
         prefix = llm.prefix(text.prompt, projector(adapter, x, count, torch.float32))
         mine = [text.decode(ids) for ids in model.generate(llm, prefix, text.end, NEW_TOKENS_MAX).tolist()]
         theirs = [reference_caption(tiny, adapter_path, images[example.file], count) for example in examples]
@@ -284,12 +289,18 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     team.run(1, 0, captions.train, options)
     log = losses_of(paths["out"], "loss")
     check(log[-1] < 0.5 * log[0], f"captions: loss {log[0]:.3f} -> {log[-1]:.3f}")
-    paths |= {"start": folder / "captions/adapter.gguf", "out": folder / "final"}
+    paths |= {"start": folder / "captions/adapter.gguf", "out": folder / "seeing"}
+    team.run(1, 0, captions.train, options_of(captions.options_parser(), paths, "--steps", "12", "--rate", "1e-3", "--crop", "0.9",
+                                              "--vision-rank", "2", "--vision-rate", "1e-2", "--average", "0.8", *budget))
+    learned = export.read(paths["out"] / "adapter.gguf")[0]
+    moved = max(float(tensor.abs().max()) for name, tensor in learned.items() if name.startswith("vision.") and name.endswith("_b"))
+    check(moved > 1e-3, f"the ViT's LoRA has moved by {moved:.3f}")
+    paths |= {"start": folder / "seeing/adapter.gguf", "out": folder / "final"}
     parser = captions.options_parser()
     parser.add_argument("--samples", type=int, default=4)
-    team.run(1, 0, rewards.train, options_of(parser, paths, "--steps", "15", "--rate", "1e-3", *budget))
+    team.run(1, 0, rewards.train, options_of(parser, paths, "--steps", "10", "--rate", "1e-3", *budget))
     log = losses_of(paths["out"], "reward")
-    check(len(log) == 4 and log[-1] > 0, f"rewards: {log[0]:.3f} -> {log[-1]:.3f}")
+    check(len(log) == 3 and log[-1] > 0, f"rewards: {log[0]:.3f} -> {log[-1]:.3f}")
     check_export(folder, tiny, program)
 
 

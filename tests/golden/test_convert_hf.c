@@ -60,7 +60,7 @@ static float *features_of(const converted *self, tf_pool *pool, int64_t *count) 
   tf_gguf *file = open_golden(path);
   tf_vit *vit = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_vit_load(file, 1, NULL, &vit, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_vit_load(file, NULL, 1, NULL, &vit, &error), TF_OK, "%s", error.text);
   const tf_vit_config *config = tf_vit_configuration(vit);
   int64_t pixels;
   float *input = golden_floats(self->golden, "input", &pixels);

@@ -41,7 +41,7 @@ Test(vision_real, features_equal_onnxruntime) {
   tf_gguf *golden = open_golden(GOLDEN_FOLDER "real_vit.gguf"), *file = open_golden(model.vision_path);
   tf_vit *vit = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_vit_load(file, 1, NULL, &vit, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_vit_load(file, NULL, 1, NULL, &vit, &error), TF_OK, "%s", error.text);
   tf_gguf_close(&file);
   const tf_vit_config *config = tf_vit_configuration(vit);
   uint64_t stride = 0;

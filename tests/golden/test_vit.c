@@ -37,7 +37,7 @@ static tf_vit *load_vit(const char *path, int64_t batch_max) {
   tf_gguf *file = open_golden(path);
   tf_vit *vit = NULL;
   tf_error error = {0};
-  cr_assert_eq(tf_vit_load(file, batch_max, NULL, &vit, &error), TF_OK, "%s", error.text);
+  cr_assert_eq(tf_vit_load(file, NULL, batch_max, NULL, &vit, &error), TF_OK, "%s", error.text);
   tf_gguf_close(&file); /* the weights are packed: nothing points into it */
   return vit;
 }
@@ -85,6 +85,46 @@ Test(vit, clip_every_stage) {
   compare(GOLDEN_FOLDER "vision_clip.gguf", GOLDEN_FOLDER "vit_clip.gguf", 2, 2);
 }
 
+/* The same input through the weights that an adapter changes. */
+Test(vit, lora_of_an_adapter) {
+  tf_gguf *golden = open_golden(GOLDEN_FOLDER "vit_tiny.gguf"), *file = open_golden(GOLDEN_FOLDER "tiny/vision.gguf");
+  tf_gguf *adapter = open_golden(GOLDEN_FOLDER "tiny/adapter.gguf");
+  tf_vit *vit = NULL;
+  tf_error error = {0};
+  cr_assert_eq(tf_vit_load(file, adapter, BATCH, NULL, &vit, &error), TF_OK, "%s", error.text);
+  tf_gguf_close(&adapter); /* merged: nothing points into it */
+  tf_gguf_close(&file);
+  tf_pool *pool = tf_pool_new(2);
+  int64_t count, plain_count;
+  float *input = golden_floats(golden, "input", NULL), *expected = golden_floats(golden, "output_lora", &count);
+  float *plain = golden_floats(golden, "output", &plain_count), *out = calloc((size_t)count, sizeof *out);
+  cr_assert_eq(tf_vit_run(vit, pool, input, BATCH, out, NULL, NULL, &error), TF_OK, "%s", error.text);
+  double difference = largest_difference(out, expected, count);
+  cr_assert_leq(difference, TOLERANCE, "output: %g", difference);
+  cr_assert_eq(plain_count, count);
+  cr_assert_gt(largest_difference(expected, plain, count), 100 * TOLERANCE, "the LoRA changes hardly anything");
+  free(out);
+  free(plain);
+  free(expected);
+  free(input);
+  tf_pool_free(&pool);
+  tf_vit_free(&vit);
+  tf_gguf_close(&golden);
+}
+
+Test(vit, refuses_the_lora_of_another_vit) {
+  tf_gguf *adapter = open_golden(GOLDEN_FOLDER "tiny/adapter.gguf");
+  tf_gguf *file = open_golden(GOLDEN_FOLDER "vision_clip.gguf"); /* of another width */
+  tf_vit *vit = NULL;
+  tf_error error = {0};
+  cr_assert_eq(tf_vit_load(file, adapter, 1, NULL, &vit, &error), TF_ERR_MODEL_INVALID);
+  cr_assert_null(vit);
+  cr_assert(strstr(error.text, "tiny/adapter.gguf: tensor vision.blk.0.attn_q.weight.lora_a") != NULL, "%s",
+            error.text);
+  tf_gguf_close(&file);
+  tf_gguf_close(&adapter);
+}
+
 Test(vit, refuses_a_batch_beyond_its_workspace) {
   tf_vit *vit = load_vit(GOLDEN_FOLDER "tiny/vision.gguf", 1);
   tf_pool *pool = tf_pool_new(1);
@@ -102,7 +142,7 @@ Test(vit, refuses_another_kind_of_file) {
     tf_gguf *file = open_golden(paths[i]);
     tf_vit *vit = NULL;
     tf_error error = {0};
-    cr_assert_eq(tf_vit_load(file, 1, NULL, &vit, &error), TF_ERR_MODEL_INVALID);
+    cr_assert_eq(tf_vit_load(file, NULL, 1, NULL, &vit, &error), TF_ERR_MODEL_INVALID);
     cr_assert_null(vit);
     cr_assert(strstr(error.text, paths[i]) != NULL, "%s", error.text);
     tf_gguf_close(&file);
@@ -125,7 +165,7 @@ Test(vit, survives_damaged_headers) {
     tf_vit *vit = NULL;
     tf_error error = {0};
     tf_code code = tf_gguf_parse(bytes, size, "damaged", &file, &error);
-    if (code == TF_OK) code = tf_vit_load(file, 1, NULL, &vit, &error);
+    if (code == TF_OK) code = tf_vit_load(file, NULL, 1, NULL, &vit, &error);
     code == TF_OK ? loaded++ : refused++;
     tf_vit_free(&vit);
     tf_gguf_close(&file);

@@ -15,6 +15,7 @@ from PIL import Image
 
 from .gguf import GgufReader
 
+LORA_LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "mlp_up", "mlp_down")  # of a block
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -53,12 +54,15 @@ class VisionTrace:
 
 
 class VisionModel:
-    """A ViT as vision.gguf describes it: DINOv2, SigLIP and CLIP differ in the metadata only."""
+    """A ViT as vision.gguf describes it, with an adapter's LoRA: DINOv2, SigLIP and CLIP differ in the metadata only."""
 
-    def __init__(self, file: GgufReader):
+    def __init__(self, file: GgufReader, adapter: GgufReader | None = None):
         self.settings = {key[len("tokenflex.vision."):]: value for key, value in file.metadata.items()
                          if key.startswith("tokenflex.vision.")}
         self.tensors = {name: torch.from_numpy(file.array(name).copy()) for name in file}
+        for name in [name for name in self.tensors if adapter is not None and f"{name}.lora_a" in adapter]:
+            a, b = (torch.from_numpy(adapter.array(f"{name}.lora_{part}").copy()) for part in "ab")
+            self.tensors[name] += adapter.metadata["adapter.lora.alpha"] / a.shape[0] * (b @ a)
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]

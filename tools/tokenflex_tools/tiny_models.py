@@ -15,6 +15,7 @@ import numpy as np
 
 from .gguf import GgufWriter
 from .reference_llm import LORA_LINEARS
+from .reference_vision import LORA_LINEARS as VISION_LORA_LINEARS
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CONTROL, NORMAL = 3, 1
@@ -216,7 +217,7 @@ def write_llm(path: Path, shape: LanguageShape, seed: int) -> None:
 
 
 def write_adapter(path: Path, vision: VisionShape, llm: LanguageShape, seed: int) -> None:
-    """Projector and rank-4 LoRA between the two; token counts 4, 9, 16 on a 4 x 4 patch grid."""
+    """Projector and rank-4 LoRA between the two, a rank-2 LoRA for the ViT; token counts 4, 9, 16 on a 4 x 4 patch grid."""
     hidden, rank, alpha = 96, 4, 8.0
     writer = GgufWriter(architecture="tokenflex", type="adapter", name="tokenflex tiny random adapter")
     writer.set("adapter.type", "lora")
@@ -240,6 +241,12 @@ def write_adapter(path: Path, vision: VisionShape, llm: LanguageShape, seed: int
             rows, columns = sizes.get(linear, (llm.width, llm.width))
             weights.matrix(f"blk.{layer}.{linear}.weight.lora_a", rank, columns, "F16")
             weights.matrix(f"blk.{layer}.{linear}.weight.lora_b", rows, rank, "F16", gain=0.2)
+    widths = {"mlp_up": (vision.mlp_width, vision.width), "mlp_down": (vision.width, vision.mlp_width)}
+    for layer in range(vision.layer_count):
+        for linear in VISION_LORA_LINEARS:
+            rows, columns = widths.get(linear, (vision.width, vision.width))
+            weights.matrix(f"vision.blk.{layer}.{linear}.weight.lora_a", rank // 2, columns, "F16")
+            weights.matrix(f"vision.blk.{layer}.{linear}.weight.lora_b", rows, rank // 2, "F16", gain=0.2)
     writer.write(path)
 
 

@@ -1,0 +1,57 @@
+"""Pixels of every image, kept once; training takes a part of a picture, another each time, and the ViT sees that.
+
+In: a data folder. Out: CACHE/SPLIT.pixels.npy, u8 [images, side, side, 3], squashed to squares, in the order of the
+captions file; batches of normalised pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import data
+
+NAME = "pixels"
+SIDE = 288  # 1.3 times what the ViT sees: parts of a picture keep their detail
+
+
+def write(files: dict[str, bytes], names: list[str], path: Path) -> None:
+    """Decodes all images into one array; it appears under its name only when it is complete."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(names), SIDE, SIDE, 3))
+    for row, name in enumerate(names):
+        array[row] = data.decode(files[name], SIDE)
+    array.flush()
+    partial.rename(path)
+
+
+class Pictures:
+    """Reads what this module wrote, of one split, for a ViT with these settings."""
+
+    def __init__(self, folder: Path, split: str, settings: dict[str, Any]):
+        path = folder / f"{split}.{NAME}.npy"
+        if not path.exists():
+            raise SystemExit(f"{path} is not there: run train.features --views {NAME} first")
+        self._pixels, self._size = np.load(path, mmap_mode="r"), settings["image_size"]
+        self._mean, self._std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
+
+    def take(self, rows: list[int], views: random.Random | None = None, least: float = 1.0) -> torch.Tensor:
+        """Normalised pixels [rows, 3, size, size] of whole pictures; with `views` of a part of each, at least `least` of its
+        sides, mirrored or not."""
+        return torch.stack([self._one(row, views, least) for row in rows])
+
+    def _one(self, row: int, views: random.Random | None, least: float) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(self._pixels[row])).permute(2, 0, 1).float()
+        if views is not None:
+            height, width = (round(pixels.shape[1] * views.uniform(least, 1)) for _ in range(2))
+            top, left = views.randint(0, pixels.shape[1] - height), views.randint(0, pixels.shape[2] - width)
+            pixels = pixels[:, top:top + height, left:left + width]
+            pixels = pixels.flip(2) if views.random() < 0.5 else pixels
+        pixels = F.interpolate(pixels[None], (self._size, self._size), mode="bicubic", antialias=True, align_corners=False)[0]
+        return (pixels.clamp(0, 255) / 255 - self._mean) / self._std
