@@ -20,34 +20,40 @@ struct tf_encoder {
   float *features;      /* [PASS_IMAGES_MAX, patches, width], the ViT's output */
 };
 
-static tf_code load_files(tf_encoder *self, const tf_gguf *vision, const tf_gguf *adapter, tf_error *error) {
+/* Before the ViT's weights are packed: another model's adapter is refused at once, and for what it is. */
+static tf_code check_fit(const tf_vit_config *config, const tf_projector *projector, const tf_model_dir *model,
+                         tf_error *error) {
+  const struct {
+    const char *what;
+    int64_t vision, adapter;
+  } facts[] = {{"image size", config->image_size, tf_projector_image_size(projector)},
+               {"patch grid", config->grid, tf_projector_grid(projector)},
+               {"vision width", config->width, tf_projector_vision_width(projector)}};
+  for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
+    if (facts[i].vision != facts[i].adapter)
+      return tf_fail(error, TF_ERR_MODEL_INVALID, "%.200s: %s is %lld in vision.gguf, %lld in adapter.gguf",
+                     model->path, facts[i].what, (long long)facts[i].vision, (long long)facts[i].adapter);
+  return TF_OK;
+}
+
+static tf_code load_files(tf_encoder *self, const tf_model_dir *model, const tf_gguf *vision, const tf_gguf *adapter,
+                          tf_error *error) {
+  tf_vit_config config;
   tf_code code = tf_projector_load(adapter, self->store, &self->projector, error);
-  return code == TF_OK ? tf_vit_load(vision, adapter, PASS_IMAGES_MAX, self->store, &self->vit, error) : code;
+  if (code == TF_OK) code = tf_vit_read_config(vision, &config, error);
+  if (code == TF_OK) code = check_fit(&config, self->projector, model, error);
+  if (code == TF_OK) code = tf_vit_load(vision, adapter, PASS_IMAGES_MAX, self->store, &self->vit, error);
+  return code;
 }
 
 static tf_code load_models(tf_encoder *self, const tf_model_dir *model, tf_error *error) {
   tf_gguf *vision = NULL, *adapter = NULL;
   tf_code code = tf_gguf_open(model->adapter_path, &adapter, error);
   if (code == TF_OK) code = tf_gguf_open(model->vision_path, &vision, error);
-  if (code == TF_OK) code = load_files(self, vision, adapter, error);
+  if (code == TF_OK) code = load_files(self, model, vision, adapter, error);
   tf_gguf_close(&vision);
   tf_gguf_close(&adapter);
   return code;
-}
-
-static tf_code check_fit(const tf_encoder *self, const tf_model_dir *model, tf_error *error) {
-  const tf_vit_config *config = tf_vit_configuration(self->vit);
-  const struct {
-    const char *what;
-    int64_t vision, adapter;
-  } facts[] = {{"image size", config->image_size, tf_projector_image_size(self->projector)},
-               {"patch grid", config->grid, tf_projector_grid(self->projector)},
-               {"vision width", config->width, tf_projector_vision_width(self->projector)}};
-  for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
-    if (facts[i].vision != facts[i].adapter)
-      return tf_fail(error, TF_ERR_MODEL_INVALID, "%.200s: %s is %lld in vision.gguf, %lld in adapter.gguf",
-                     model->path, facts[i].what, (long long)facts[i].vision, (long long)facts[i].adapter);
-  return TF_OK;
 }
 
 tf_code tf_encoder_load(const tf_model_dir *model, const tf_pack_place *cache, tf_encoder **out, tf_error *error) {
@@ -56,7 +62,6 @@ tf_code tf_encoder_load(const tf_model_dir *model, const tf_pack_place *cache, t
   if (self == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the encoder");
   self->store = tf_pack_store_open(cache, "encoder", model->pair_hash);
   tf_code code = load_models(self, model, error);
-  if (code == TF_OK) code = check_fit(self, model, error);
   if (code == TF_OK) {
     const tf_vit_config *config = tf_vit_configuration(self->vit);
     self->features = calloc((size_t)(PASS_IMAGES_MAX * config->patches * config->width), sizeof *self->features);

@@ -11,8 +11,8 @@
 
 typedef struct tf_encoder tf_encoder;
 
-/* Maps vision.gguf and adapter.gguf (projector only), packs weights, or maps them from cache (tensor/pack_store.h;
- * NULL: none). The caller frees. */
+/* Maps vision.gguf and adapter.gguf (its projector, and the ViT's LoRA), packs weights, or maps them from cache
+ * (tensor/pack_store.h; NULL: none). The caller frees. */
 tf_code tf_encoder_load(const tf_model_dir *model, const tf_pack_place *cache, tf_encoder **out, tf_error *error);
 void tf_encoder_free(tf_encoder **self);
 int32_t tf_encoder_image_size(const tf_encoder *self); /* side of the square input, 224 */

@@ -12,9 +12,9 @@
 
 typedef struct tf_projector tf_projector;
 
-/* Checks metadata and tensors, packs the weights, makes the poolings and the workspace for the largest N. The LoRA in
- * the file is the LLM's and not looked at. The file is not needed afterwards, the store (NULL: none) as long as the
- * projector. The caller frees. Errors: MODEL_INVALID, OUT_OF_MEMORY. */
+/* Checks metadata and tensors, packs the weights, makes the poolings and the workspace for the largest N. The file's
+ * LoRAs are for the ViT and the LLM, and not looked at. The file is not needed afterwards, the store (NULL: none) as
+ * long as the projector. The caller frees. Errors: MODEL_INVALID, OUT_OF_MEMORY. */
 tf_code tf_projector_load(const tf_gguf *file, tf_pack_store *store, tf_projector **out, tf_error *error);
 void tf_projector_free(tf_projector **self);
 int64_t tf_projector_grid(const tf_projector *self);         /* patches a side that it expects */

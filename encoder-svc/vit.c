@@ -123,7 +123,7 @@ static bool read_three(const tf_gguf *file, const char *key, float out[3]) {
   return true;
 }
 
-static tf_code read_config(const tf_gguf *file, tf_vit_config *config, tf_error *error) {
+tf_code tf_vit_read_config(const tf_gguf *file, tf_vit_config *config, tf_error *error) {
   const char *path = tf_gguf_path(file);
   char type[32];
   if (!tf_gguf_text(file, "general.type", type, sizeof type) || strcmp(type, "vision") != 0)
@@ -335,7 +335,7 @@ tf_code tf_vit_load(const tf_gguf *file, const tf_gguf *adapter, int64_t batch_m
   tf_vit *vit = calloc(1, sizeof *vit);
   if (vit == NULL) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "no memory for the ViT");
   vit->batch_max = batch_max;
-  tf_code code = read_config(file, &vit->config, error);
+  tf_code code = tf_vit_read_config(file, &vit->config, error);
   vit->attention_bf16 = tf_attention_bf16_wanted();
   if (code == TF_OK) code = take_memory(vit, error);
   if (code == TF_OK) code = load_weights(vit, file, adapter, store, error);

@@ -23,6 +23,9 @@ typedef struct tf_vit_config {
 
 typedef struct tf_vit tf_vit;
 
+/* The configuration alone. Errors: MODEL_INVALID. */
+tf_code tf_vit_read_config(const tf_gguf *file, tf_vit_config *out, tf_error *error);
+
 /* Reads and checks the configuration and every tensor, packs the weights (the LoRA that the adapter has for them
  * merged; NULL: none), resizes the positions to the grid and takes the workspace for batch_max images, so that a pass
  * itself takes no memory but attention's scratch. The files are not needed afterwards, the store (NULL: none) as long

@@ -25,7 +25,8 @@ typedef struct tf_model_dir {
  * Hashes all three files (XXH3, about 60 ms for 200 MB in cache). Errors name the folder and what is missing. */
 tf_code tf_model_dir_open(const char *requested, tf_model_dir *out, tf_error *error);
 
-/* Raised whenever decoding, resizing or normalisation changes what the ViT sees. */
-#define TF_PREPROCESSING_VERSION "preprocess-1"
+/* Raised whenever decoding, resizing or normalisation changes what the ViT sees, or the same adapter comes to change
+ * other weights (2: the ViT's too): encoders of before then pair with nobody, and their packed weights are nobody's. */
+#define TF_PREPROCESSING_VERSION "preprocess-2"
 
 #endif

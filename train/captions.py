@@ -1,7 +1,7 @@
-"""Phase 2: projector and LoRA learn to write the captions, through the frozen LLM, at randomly drawn token counts.
+"""Phase 2: projector and LoRAs learn to write the captions, through the frozen LLM, at randomly drawn token counts.
 
-In: data folder, model folder, feature cache, an adapter to start from. Out: OUT/last.pt (resumable), OUT/adapter.gguf
-(the running average), OUT/log.jsonl.
+In: data folder, model folder, cache of features (of pixels, where the ViT learns too), an adapter to start from. Out:
+OUT/last.pt (resumable), OUT/adapter.gguf (the running average), OUT/log.jsonl.
 Run: python -m train.captions --data DIR --model DIR --cache DIR --start adapter.gguf --out DIR --minutes 60
 """
 
@@ -45,7 +45,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.3, 0.5], help="how often each count is drawn")
     parser.add_argument("--batch", type=int, default=16, help="images a step, all workers together")
     parser.add_argument("--captions", type=int, default=5, help="captions of an image in a sequence, at most")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the LoRA")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the LLM's LoRA")
     parser.add_argument("--projector-rate", type=float, default=4e-4)
     parser.add_argument("--rate-end", type=float, default=0.02, help="last learning rate as a share of the peak")
     parser.add_argument("--warmup", type=int, default=40, help="steps")
@@ -89,6 +89,8 @@ class Trainer:
             self.adapter, self.metadata = state["adapter"], state["metadata"]
         else:
             self.adapter, self.metadata = start(options)
+        if options.vision_rank and not vision.learns(self.adapter):
+            raise SystemExit(f"{self.state_path} is of a run without --vision-rank: name another --out, or leave the option out")
         self.adapter = {name: tensor.clone().requires_grad_() for name, tensor in self.adapter.items()}
         self.average: Adapter = {name: tensor.detach().clone() for name, tensor in self.adapter.items()}
         rank = next(t.shape[0] for n, t in self.adapter.items() if n.startswith("blk.") and n.endswith("lora_a"))
@@ -112,7 +114,7 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
         self.merge()
         self.views = random.Random(options.seed * 100 + crew.rank)
-        self._cache = None if self.vision else Cache(options.cache, "train", self.adapter)
+        self._cache = None if self.vision else Cache(options.cache, "train", self.adapter, self.metadata)
         self._pictures = Pictures(options.cache, "train", self.vision.settings) if self.vision else None
 
     def merge(self) -> None:

@@ -58,7 +58,7 @@ class Evaluation:
         self.llm = Language(file, metadata["adapter.lora.alpha"] / rank, torch.float32 if options.f32 else torch.bfloat16)
         self.llm.merge(adapter)
         self.adapter, self.projector, self.words = adapter, Projector(metadata), Words(file, metadata["tokenflex.prompt"])
-        self.cache = Cache(options.cache, options.split, adapter)
+        self.cache = Cache(options.cache, options.split, adapter, metadata)
         self.examples = data.read_captions(options.data, options.split)[:options.images or None]
 
     def prefix(self, rows: list[int], count: int) -> torch.Tensor:

@@ -2,8 +2,8 @@
 (vision.py), training reads the pixels.
 
 In: a data folder, vision.gguf, an adapter where that changes the ViT. Out: CACHE/SPLIT.VIEW.npy, f16 [images, patches,
-width], in the order of the captions file, with the name of the adapter's ViT behind VIEW; views: plain, flip (mirrored), crop0, crop1.. (a random part of the image, 70 to
-100% of each side, mirrored or not), pixels (pictures.py; no features).
+width], in the order of the captions file, with the name of the adapter's ViT behind VIEW; views: plain, flip (mirrored),
+crop0, crop1.. (a random part of the image, 70 to 100% of each side, mirrored or not), pixels (pictures.py; no features).
 Run: python -m train.features --data DIR --model DIR --cache DIR [--views plain flip crop0 pixels] [--adapter FILE]
 """
 
@@ -15,6 +15,7 @@ import re
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,8 +77,8 @@ def write_view(model: vision.Vision, files: dict[str, bytes], names: list[str], 
 class Cache:
     """Reads what this module wrote: features of one split by the adapter's ViT, in all the views that are there."""
 
-    def __init__(self, folder: Path, split: str, adapter: Adapter):
-        ending = f"{vision.tag(adapter)}.npy"
+    def __init__(self, folder: Path, split: str, adapter: Adapter, metadata: dict[str, Any]):
+        ending = f"{vision.tag(adapter, metadata)}.npy"
         self.views = {path.name[len(split) + 1:-len(ending)]: np.load(path, mmap_mode="r")
                       for path in sorted(folder.glob(f"{split}.*{ending}"))
                       if VIEW.fullmatch(path.name[len(split) + 1:-len(ending)])}
@@ -109,12 +110,12 @@ def main() -> None:
     files = dict(data.read_files(options.data))
     for name in options.views:
         for split in options.splits if name == "plain" else ["train"]:
-            path = options.cache / f"{split}.{name}{'' if name == pictures.NAME else vision.tag(adapter)}.npy"
+            path = options.cache / f"{split}.{name}{'' if name == pictures.NAME else vision.tag(adapter, metadata)}.npy"
             names = [example.file for example in data.read_captions(options.data, split)]
             if path.exists():
                 continue
             if name == pictures.NAME:
-                pictures.write(files, names, path)
+                pictures.write(files, names, path, model.settings["image_size"])
             else:
                 write_view(model, files, names, name, path)
 

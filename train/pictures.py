@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from . import data
 
 NAME = "pixels"
-SIDE = 288  # 1.3 times what the ViT sees: parts of a picture keep their detail
+ROOM = 9 / 7  # sides against what the ViT sees: parts of a picture keep their detail
 
 
-def write(files: dict[str, bytes], names: list[str], path: Path) -> None:
-    """Decodes all images into one array; it appears under its name only when it is complete."""
+def write(files: dict[str, bytes], names: list[str], path: Path, image_size: int) -> None:
+    """Decodes all images into one array for a ViT that sees `image_size`; it appears under its name only when it is complete."""
+    side = round(image_size * ROOM)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(names), SIDE, SIDE, 3))
+    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(names), side, side, 3))
     for row, name in enumerate(names):
-        array[row] = data.decode(files[name], SIDE)
+        array[row] = data.decode(files[name], side)
     array.flush()
     partial.rename(path)
 
@@ -41,17 +42,15 @@ class Pictures:
         self._pixels, self._size = np.load(path, mmap_mode="r"), settings["image_size"]
         self._mean, self._std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
 
-    def take(self, rows: list[int], views: random.Random | None = None, least: float = 1.0) -> torch.Tensor:
-        """Normalised pixels [rows, 3, size, size] of whole pictures; with `views` of a part of each, at least `least` of its
-        sides, mirrored or not."""
+    def take(self, rows: list[int], views: random.Random, least: float) -> torch.Tensor:
+        """Normalised pixels [rows, 3, size, size] of a part of each picture, at least `least` of its sides, mirrored or not."""
         return torch.stack([self._one(row, views, least) for row in rows])
 
-    def _one(self, row: int, views: random.Random | None, least: float) -> torch.Tensor:
+    def _one(self, row: int, views: random.Random, least: float) -> torch.Tensor:
         pixels = torch.from_numpy(np.array(self._pixels[row])).permute(2, 0, 1).float()
-        if views is not None:
-            height, width = (round(pixels.shape[1] * views.uniform(least, 1)) for _ in range(2))
-            top, left = views.randint(0, pixels.shape[1] - height), views.randint(0, pixels.shape[2] - width)
-            pixels = pixels[:, top:top + height, left:left + width]
-            pixels = pixels.flip(2) if views.random() < 0.5 else pixels
+        height, width = (round(pixels.shape[1] * views.uniform(least, 1)) for _ in range(2))
+        top, left = views.randint(0, pixels.shape[1] - height), views.randint(0, pixels.shape[2] - width)
+        pixels = pixels[:, top:top + height, left:left + width]
+        pixels = pixels.flip(2) if views.random() < 0.5 else pixels
         pixels = F.interpolate(pixels[None], (self._size, self._size), mode="bicubic", antialias=True, align_corners=False)[0]
         return (pixels.clamp(0, 255) / 255 - self._mean) / self._std

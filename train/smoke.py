@@ -102,7 +102,7 @@ def cache_features(folder: Path, model_file: Path) -> None:
     names = [example.file for example in data.read_captions(folder, "train")]
     for view in ("plain", "flip"):
         features.write_view(vit, files, names, view, folder / f"cache/train.{view}.npy")
-    pictures.write(files, names, folder / f"cache/train.{pictures.NAME}.npy")
+    pictures.write(files, names, folder / f"cache/train.{pictures.NAME}.npy", vit.settings["image_size"])
 
 
 def options_of(parser: argparse.ArgumentParser, paths: dict[str, Path], *extra: str) -> argparse.Namespace:
@@ -150,6 +150,34 @@ def check_gradients() -> None:
     mine = torch.autograd.grad((merged * target).sum(), [x, *factors])
     worst = max(float((a - b).abs().max()) for a, b in zip(truth, mine))
     check(worst < 1e-12, f"merged LoRA's gradients, off by {worst:.0e} at most")
+
+
+def check_vision(tiny: Path) -> None:
+    """The learning ViT against the reference with the same LoRA, and its gradient along a direction against differences."""
+    file, random = GgufReader(tiny / "vision.gguf"), torch.Generator().manual_seed(0)
+    vit, metadata = vision.Vision(file, torch.float32), {"adapter.lora.alpha": 8.0}
+    lora = {name: tensor + 0.1 * torch.randn(tensor.shape, generator=random) for name, tensor in vision.new_lora(file, 2, 0).items()}
+    reference = VisionModel(file)
+    for name in [name for name in reference.tensors if f"{name}.lora_a" in lora]:
+        reference.tensors[name] += 4.0 * lora[f"{name}.lora_b"] @ lora[f"{name}.lora_a"]
+    pixels = torch.randn(2, 3, 56, 56, generator=random)
+    truth = reference.trace(pixels).output
+    weights = torch.randn(truth.shape, generator=random)
+    direction = {name: torch.randn(tensor.shape, generator=random) for name, tensor in lora.items()}
+
+    def loss(step: float) -> float:
+        vit.merge({name: tensor + step * direction[name] for name, tensor in lora.items()}, metadata)
+        return float((vit.features(pixels).double() * weights).sum())
+
+    differences = (loss(1e-3) - loss(-1e-3)) / 2e-3
+    vit.merge(lora, metadata)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in lora.items()}
+    mine = vit.features(pixels, leaves)
+    (mine * weights).sum().backward()
+    slope = sum(float((leaves[name].grad * direction[name]).sum()) for name in leaves)
+    off, slope_off = float((mine - truth).abs().max()), abs(slope - differences) / abs(differences)
+    check(off < 1e-4, f"the learning ViT is within {off:.0e} of the reference")
+    check(slope_off < 0.01, f"its gradient is within {slope_off:.4f} of the differences'")
 
 
 def check_fast(tiny: Path, kernels: Path) -> None:
@@ -211,13 +239,13 @@ def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
     images = {name: data.decode(content, 56) for name, content in files.items()}
     vit = vision.Vision(GgufReader(tiny / "vision.gguf"), torch.float32)
     vit.merge(adapter, metadata)
-    features.write_view(vit, files, names, "plain", folder / f"cache/dev.plain{vision.tag(adapter)}.npy")
+    features.write_view(vit, files, names, "plain", folder / f"cache/dev.plain{vision.tag(adapter, metadata)}.npy")
     (folder / "model").mkdir()
     for name in ("vision.gguf", "llm.gguf"):
         shutil.copyfile(tiny / name, folder / "model" / name)
     shutil.copyfile(adapter_path, folder / "model/adapter.gguf")
     for count in COUNTS:
-        x = features.Cache(folder / "cache", "dev", adapter).take(list(range(len(examples))))
+        x = features.Cache(folder / "cache", "dev", adapter, metadata).take(list(range(len(examples))))
         prefix = llm.prefix(text.prompt, projector(adapter, x, count, torch.float32))
         mine = [text.decode(ids) for ids in model.generate(llm, prefix, text.end, NEW_TOKENS_MAX).tolist()]
         theirs = [reference_caption(tiny, adapter_path, images[example.file], count) for example in examples]
@@ -274,6 +302,7 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     """All phases."""
     check_gradients()
     check_table(folder)
+    check_vision(tiny)
     check_fast(tiny, folder / "kernels")
     sequences.load_tokenizer = lambda file: AsciiTokenizer(file.metadata)
     write_data(folder)

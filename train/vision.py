@@ -26,9 +26,9 @@ def learns(adapter: Adapter) -> bool:
     return any(name.startswith("vision.") for name in adapter)
 
 
-def tag(adapter: Adapter) -> str:
+def tag(adapter: Adapter, metadata: dict[str, Any]) -> str:
     """Names the ViT that the adapter makes; the empty text where it leaves that as it is."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(metadata.get("adapter.lora.alpha")).encode())
     for name in sorted(adapter):
         if name.startswith("vision."):
             digest.update(name.encode() + adapter[name].detach().half().numpy().tobytes())
@@ -72,6 +72,10 @@ class Vision(VisionModel):
         """Takes the adapter's present LoRA into the weights; call it after each change of the adapter."""
         if not learns(adapter):
             return
+        wanted = {f"vision.blk.{layer}.{name}.weight.lora_{which}" for layer in range(len(self.base))
+                  for name in LORA_LINEARS for which in "ab"}
+        if missing := wanted - adapter.keys():
+            raise SystemExit(f"the adapter's LoRA leaves out {len(missing)} of the ViT's linears, {min(missing)} for one")
         self.alpha = metadata["adapter.lora.alpha"]
         for layer, (base, merged) in enumerate(zip(self.base, self.merged)):
             for group, (source, target) in enumerate(zip(base, merged)):

@@ -81,7 +81,8 @@ def train(options: argparse.Namespace) -> list[float]:
     vision, llm = GgufReader(options.model / "vision.gguf"), GgufReader(options.model / "llm.gguf")
     metadata = export.metadata_of(vision, llm, options.counts, options.hidden, options.alpha, options.name, options.prompt)
     adapter = new_adapter(llm, metadata["tokenflex.vision_width"], options.hidden, options.rank, options.seed)
-    examples, cache, views = data.read_captions(options.data, "train"), Cache(options.cache, "train", {}), random.Random(options.seed)
+    examples, views = data.read_captions(options.data, "train"), random.Random(options.seed)
+    cache = Cache(options.cache, "train", {}, {})
     projector, dtype = Projector(metadata), torch.float32 if options.f32 else torch.bfloat16
     embedding = torch.from_numpy(llm.array("token_embd.weight").copy())
     targets = Targets(Words(llm, options.prompt), embedding, examples)

@@ -28,8 +28,9 @@ static captioner load(const char *compute) {
   captioner self = {.model = installed_model(), .pool = tf_pool_new(0)};
   tf_error error = {0};
   cr_assert_eq(tf_cpu_use(NULL, compute, &error), TF_OK, "%s", error.text);
-  tf_gguf *file = open_golden(self.model.vision_path);
-  cr_assert_eq(tf_vit_load(file, NULL, 1, NULL, &self.vit, &error), TF_OK, "%s", error.text);
+  tf_gguf *file = open_golden(self.model.vision_path), *adapter = open_golden(self.model.adapter_path);
+  cr_assert_eq(tf_vit_load(file, adapter, 1, NULL, &self.vit, &error), TF_OK, "%s", error.text);
+  tf_gguf_close(&adapter);
   tf_gguf_close(&file);
   cr_assert_eq(tf_encoder_load(&self.model, NULL, &self.encoder, &error), TF_OK, "%s", error.text);
   tf_engine_config config = {.sequences_max = 16, .kv_tokens_max = 4096};
