@@ -92,8 +92,8 @@ static double free_budget(const tf_policy_mix *mix, double budget, double least,
 
 /* One of the two counts beside `mean`; `carry` is what the jobs before got too little, *left the same for the next. */
 static uint32_t diffuse(const tf_policy_job *job, double mean, double carry, double *left) {
-  if (mean <= job->counts[0]) { /* nothing is left to give: what was owed is not given now */
-    *left = 0;
+  if (mean <= job->counts[0]) { /* nothing is left to give: what is owed is not given now */
+    *left = finite_or_zero(carry);
     return job->counts[0];
   }
   size_t i = 0;

@@ -12,7 +12,12 @@
 #include "common/fail_point.h"
 #include "common/log.h"
 
-enum { ASSIGN_JOBS_MAX = 100, STAGE_JOBS_MAX = 256, PLACED_PER_ROUND_MAX = 1024 };
+enum {
+  ASSIGN_JOBS_MAX = 100,
+  STAGE_JOBS_MAX = 256,
+  PLACED_PER_ROUND_MAX = 1024,
+  LARGE_BESIDE_MAX = 32 /* large jobs that wait and leave the others their room; more of them take it like any other */
+};
 
 /* A job that a script call is about. */
 typedef struct mention {
@@ -30,8 +35,8 @@ typedef struct assignment {
 struct tf_dispatch {
   tf_dispatch_parts parts;
   size_t turn;
-  size_t suspects_waiting; /* pending after the last round of placement */
-  size_t stage_count;      /* stage changes that wait for the flush */
+  size_t suspects_waiting, large_waiting; /* pending after the last round of placement */
+  size_t stage_count;                     /* stage changes that wait for the flush */
   struct {
     char entry[TF_ENTRY_BYTES_MAX];
     uint32_t attempt;
@@ -249,8 +254,10 @@ uint32_t tf_dispatch_room(tf_dispatch *self) {
   size_t llm_count = tf_workers_slots(self->parts.workers, TF_ROLE_LLM, &llms, &ignored);
   uint32_t room = tf_place_room(encoders, encoder_count, llms, llm_count, kv_tokens_most(self, NULL));
   size_t pending = tf_jobs_count_state(self->parts.jobs, TF_JOB_PENDING);
-  /* Suspects wait for a pair of their own: they take half of the others' room at most. */
-  size_t waiting = self->suspects_waiting < pending ? self->suspects_waiting : pending;
+  /* Suspects wait for a pair of their own, large jobs for an LLM: they take half of the others' room at most. */
+  size_t waiting =
+      self->suspects_waiting + (self->large_waiting < LARGE_BESIDE_MAX ? self->large_waiting : LARGE_BESIDE_MAX);
+  if (waiting > pending) waiting = pending;
   pending -= waiting - (waiting < room / 2 ? waiting : room / 2);
   return room > pending ? room - (uint32_t)pending : 0;
 }
@@ -265,15 +272,26 @@ static bool past_deadline(const tf_dispatch *self, const tf_router_job *job) {
   return deadline_left_ms(self, job) <= 0;
 }
 
-/* Keeps an LLM for a job that has found no room for a while; the same one until it fits. */
-static void reserve_room(tf_dispatch *self, tf_router_job *job, const tf_place_request *request) {
+/* A job that needs more KV tokens than others do, and has found no room for a while. An ordinary one is never overtaken
+ * for long: no other is claimed before there is room for both. */
+static bool is_overtaken(tf_dispatch *self, const tf_router_job *job) {
   int64_t lease_ms = self->parts.config->lease_ms;
   int64_t patience_ms = lease_ms / 4 < TF_ROOM_PATIENCE_MS_MAX ? lease_ms / 4 : TF_ROOM_PATIENCE_MS_MAX;
-  if (job->claimed_ms > tf_now_ms() - patience_ms) return;
+  if (job->suspect || job->claimed_ms > tf_now_ms() - patience_ms) return false;
+  return kv_tokens_most(self, job) > kv_tokens_most(self, NULL);
+}
+
+static void let_go_of_kept(tf_dispatch *self, tf_router_job *job) {
+  if (job->kept_llm) tf_workers_unhold(self->parts.workers, job->serial);
+  job->kept_llm = 0;
+}
+
+/* Keeps an LLM for a job that is overtaken; the same one until it fits. */
+static void reserve_room(tf_dispatch *self, tf_router_job *job, const tf_place_request *request) {
   const tf_slot *llms;
   const uint64_t *serials;
   size_t count = tf_workers_slots(self->parts.workers, TF_ROLE_LLM, &llms, &serials), at = 0;
-  while (at < count && !(serials[at] == job->kept_llm && llms[at].usable)) at++;
+  while (at < count && !(serials[at] == job->kept_llm && tf_place_may_take(&llms[at], request))) at++;
   bool found = at < count || tf_place_reserve(llms, count, request, &at);
   if (found && serials[at] != job->kept_llm)
     tf_log_debug("room_kept", TF_STR("job", job->id), TF_STR("entry", job->entry), TF_STR("trace", job->trace),
@@ -297,7 +315,7 @@ static bool choose_workers(tf_dispatch *self, tf_router_job *job, uint64_t pairs
     request.turn = 0; /* the same pair each time, until it is idle */
     placed = tf_place_hold(encoders, encoder_count, llms, llm_count, &request);
   }
-  if (!placed.found && !job->suspect) reserve_room(self, job, &request);
+  if (!placed.found && is_overtaken(self, job)) reserve_room(self, job, &request);
   if (!placed.found) return false;
   job->kept_llm = 0;
   *encoder = encoder_serials[placed.encoder];
@@ -349,6 +367,7 @@ static placed place_one(tf_dispatch *self, tf_router_job *job) {
   }
   uint64_t pairs = tf_workers_pairs_for(self->parts.workers, job->vision_tokens_min, job->vision_tokens_max);
   if (!pairs) {
+    let_go_of_kept(self, job); /* it goes back after a lease, like the others */
     uint32_t counts[TF_HELLO_COUNTS_MAX * 4];
     size_t count = tf_workers_all_counts(self->parts.workers, counts, sizeof counts / sizeof *counts);
     if (count == 0) return NO_ROOM; /* no pair is alive: nobody can tell */
@@ -371,7 +390,7 @@ void tf_dispatch_place(tf_dispatch *self) {
   if (!tf_scripts_is_ready(self->parts.scripts)) return;
   size_t left = tf_jobs_count_state(self->parts.jobs, TF_JOB_PENDING), done = 0;
   assignment *batch = NULL;
-  self->suspects_waiting = 0;
+  self->suspects_waiting = self->large_waiting = 0;
   tf_router_job *next;
   for (tf_router_job *job = tf_jobs_first(self->parts.jobs); job && left > 0 && done < PLACED_PER_ROUND_MAX;
        job = next) {
@@ -383,7 +402,10 @@ void tf_dispatch_place(tf_dispatch *self) {
     if (!batch) return;
     batch->owner = self;
     placed outcome = place_one(self, job);
-    if (outcome == NO_ROOM && job->suspect) self->suspects_waiting++;
+    if (outcome == NO_ROOM) {
+      self->suspects_waiting += job->suspect;
+      self->large_waiting += is_overtaken(self, job);
+    }
     if (outcome != PLACED) continue;
     mention *added = &batch->jobs[batch->count++];
     memcpy(added->entry, job->entry, sizeof added->entry);

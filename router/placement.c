@@ -10,27 +10,30 @@ static double load(const tf_slot *slot) {
   return jobs > kv ? jobs : kv;
 }
 
-static bool open_for(const tf_slot *slot, const tf_place_request *request) {
+bool tf_place_may_take(const tf_slot *slot, const tf_place_request *request) {
   return slot->usable && slot->jobs_max > 0 && slot->pair < TF_PAIRS_MAX && (request->pairs >> slot->pair & 1);
 }
 
 /* An LLM with nothing outstanding takes a job of any size: only it can say that a prompt is too long. */
-static bool has_room(const tf_slot *slot, uint32_t kv_tokens) {
-  if (slot->jobs_out >= slot->jobs_max) return false;
+static bool has_memory(const tf_slot *slot, uint32_t kv_tokens) {
   if (slot->jobs_out == 0 || slot->kv_max == 0) return true;
   return slot->kv_out <= slot->kv_max && kv_tokens <= slot->kv_max - slot->kv_out;
+}
+
+static bool has_room(const tf_slot *slot, uint32_t kv_tokens) {
+  return slot->jobs_out < slot->jobs_max && has_memory(slot, kv_tokens);
 }
 
 typedef bool (*fit)(const tf_slot *slot, const tf_place_request *request);
 
 static bool fits(const tf_slot *slot, const tf_place_request *request) {
-  if (!open_for(slot, request) || slot->held) return false;
+  if (!tf_place_may_take(slot, request) || slot->held) return false;
   return request->alone ? slot->jobs_out == 0 : has_room(slot, request->kv_tokens);
 }
 
 /* A worker kept for one suspect is not taken from it by the next, or neither would ever find it idle. */
 static bool may_hold(const tf_slot *slot, const tf_place_request *request) {
-  return open_for(slot, request) && !slot->held;
+  return tf_place_may_take(slot, request) && !slot->held;
 }
 
 /* Half of a tier is kept at most (of one worker: that one), so that the others' jobs go on meanwhile. */
@@ -81,10 +84,14 @@ tf_placement tf_place_hold(const tf_slot *encoders, size_t encoder_count, const 
 
 bool tf_place_reserve(const tf_slot *llms, size_t llm_count, const tf_place_request *request, size_t *llm) {
   bool found = false;
-  uint32_t most = 0;
+  uint32_t most = 0, largest = 0;
+  for (size_t i = 0; i < llm_count; i++)
+    if (tf_place_may_take(&llms[i], request) && llms[i].kv_max > largest) largest = llms[i].kv_max;
+  uint32_t enough = request->kv_tokens < largest ? request->kv_tokens : largest;
   for (size_t i = 0; i < llm_count; i++) {
     if (!may_hold(&llms[i], request)) continue;
-    if (has_room(&llms[i], request->kv_tokens)) return false;
+    if (has_memory(&llms[i], request->kv_tokens)) return false;
+    if (llms[i].kv_max < enough) continue; /* a smaller one, empty at last, would refuse the job for good */
     uint32_t kv_free = llms[i].kv_out < llms[i].kv_max ? llms[i].kv_max - llms[i].kv_out : 0;
     if (found && kv_free <= most) continue;
     found = true;

@@ -39,9 +39,13 @@ tf_placement tf_place(const tf_slot *encoders, size_t encoder_count, const tf_sl
 tf_placement tf_place_hold(const tf_slot *encoders, size_t encoder_count, const tf_slot *llms, size_t llm_count,
                            const tf_place_request *request);
 
-/* For a job that finds no room in any LLM: the one, of those that nobody holds, that has the most room. Keeping others
- * away makes enough of it, or leaves it empty. False where one has room (the encoders have none then), and where half
- * of the LLMs are held already. */
+/* Whether the worker gets jobs of the request's pairs at all, full, held or not. */
+bool tf_place_may_take(const tf_slot *slot, const tf_place_request *request);
+
+/* For a job that finds too few KV tokens free in any LLM: of those that nobody holds and that are large enough (where
+ * none is: of the largest), the one that has the most free. Keeping others away makes enough of it, or leaves it empty.
+ * False where one has enough (job slots or encoders are short: the next job that ends makes room), where all that are
+ * large enough are held, and where half of the LLMs are. */
 bool tf_place_reserve(const tf_slot *llms, size_t llm_count, const tf_place_request *request, size_t *llm);
 
 /* How many jobs of kv_tokens_each could be placed now, over all pairs. */

@@ -26,7 +26,7 @@ enum {
   TF_CANCEL_KEPT_MS = 600000, /* cancellations stay readable */
   TF_CANCEL_POLL_MS = 100,
   TF_PAIR_FRESH_MS = 3000, /* a pair that no router has told of for so long is gone */
-  TF_SUSPECT_PATIENCE = 4  /* a suspect may wait this many leases for a pair of its own */
+  TF_SUSPECT_PATIENCE = 4  /* a suspect may wait this many leases for a pair of its own, a large job for the LLM kept */
 };
 
 tf_code tf_upkeep_new(const tf_upkeep_parts *parts, tf_upkeep **out);

@@ -191,6 +191,53 @@ check "it is not overtaken by all of them: number ${at:-none}" test "${at:-999}"
 nothing_left large
 down lg lgw
 
+scenario kept
+kept_for() { until_true 20 grep -q "event=room_kept job=$2 " "$DIR/$1.log"; } # ROUTER ID
+router ke --lease-ms 3000
+worker kew ke "$HASH" 4
+job keep-1
+check "a job stays at the LLM" until_true 10 started kew keep-1
+job large-1 max_new_tokens 4000
+check "the LLM is kept for a large one" kept_for ke large-1
+job small-1
+r xadd "$(key cancel)" '*' id large-1 >/dev/null
+check "which is cancelled: the LLM takes others again" until_true 20 ended small-1
+job large-2 max_new_tokens 4000 deadline_ms 2500
+check "it is kept for another" kept_for ke large-2
+job small-2
+check "whose deadline passes: the LLM takes others again" until_true 20 ended small-2
+same "how the two ended" "cancelled deadline" "$(field dead large-1 error_code) $(field dead large-2 error_code)"
+job large-3 max_new_tokens 4000
+check "it is kept for a third" kept_for ke large-3
+down kew
+both_back() { [ "$(r zcard "$(key retry)")" -eq 2 ]; }
+check "and dies: the third goes back after a lease, not after four" until_true 9 both_back
+worker kew2 ke "$HASH" 4 eager
+check "another LLM does the rest" until_true 30 all_done
+once kept keep-1 small-1 small-2 large-1 large-2 large-3
+nothing_left kept
+down ke kew2
+
+scenario large_and_small # long lease: none goes back meanwhile
+router ls --lease-ms 60000
+worker lsw1 ls "$HASH" 4
+worker lsw2 ls "$HASH" 4
+check "two pairs join" until_true 10 eval '[ "$(grep -c event=worker_joined "$DIR/ls.log")" -eq 4 ]'
+names=()
+for i in 1 2 3 4; do job "keep-$i"; names+=("keep-$i"); done
+at_both() { grep -q '^job keep' "$DIR/lsw1.log" && grep -q '^job keep' "$DIR/lsw2.log"; }
+check "jobs stay at two LLMs" until_true 10 at_both
+for i in 1 2 3 4 5 6; do job "large-$i" max_new_tokens 4000; names+=("large-$i"); done
+check "one is kept for large ones" until_true 20 grep -q "event=room_kept" "$DIR/ls.log"
+for i in 1 2 3; do job "small-$i"; names+=("small-$i"); done
+check "the other goes on with small ones" until_true 20 eval 'ended small-1 && ended small-2 && ended small-3'
+same "while the large ones wait" 6 "$(grep -c . <(for i in 1 2 3 4 5 6; do ended "large-$i" || echo "$i"; done))"
+for i in 1 2 3 4; do r xadd "$(key cancel)" '*' id "keep-$i" >/dev/null; done
+check "with room for them they end too" until_true 30 all_done
+once large_and_small "${names[@]}"
+nothing_left large_and_small
+down ls lsw1 lsw2
+
 scenario failures
 router f
 worker fw f

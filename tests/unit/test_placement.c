@@ -74,6 +74,48 @@ Test(placement, room_is_kept_at_the_llm_that_has_the_most) {
   cr_assert_not(tf_place_reserve(NULL, 0, &any, &at));
 }
 
+Test(placement, room_is_kept_where_the_job_fits_at_all) {
+  tf_slot llms[] = {LLM(0, 8, 1, 500, 100), LLM(0, 8, 6, 2000, 1900), LLM(0, 8, 1, 900, 100), LLM(0, 8, 7, 2000, 1950)};
+  tf_place_request large = any;
+  size_t at = 9;
+  large.kv_tokens = 1500;
+  cr_assert(tf_place_reserve(llms, 4, &large, &at));
+  cr_assert_eq(at, 1u, "the smaller ones have more free, and would refuse it once empty");
+  large.kv_tokens = 850;
+  cr_assert(tf_place_reserve(llms, 4, &large, &at));
+  cr_assert_eq(at, 2u);
+  large.kv_tokens = 5000;
+  cr_assert(tf_place_reserve(llms, 4, &large, &at));
+  cr_assert_eq(at, 1u, "none is large enough: the largest says so");
+  llms[3].usable = false;
+  llms[1].held = true;
+  large.kv_tokens = 1500;
+  cr_assert_not(tf_place_reserve(llms, 4, &large, &at), "it waits for the one where it fits");
+}
+
+Test(placement, no_room_is_kept_where_job_slots_are_short) {
+  const tf_slot llms[] = {LLM(0, 8, 8, 9000, 2400), LLM(0, 8, 8, 2400, 2390)};
+  size_t at = 9;
+  cr_assert_not(tf_place_reserve(llms, 2, &any, &at), "the next job that ends makes room");
+  cr_assert(tf_place_reserve(llms + 1, 1, &any, &at));
+}
+
+Test(placement, who_may_take_a_job_at_all) {
+  tf_slot full = LLM(3, 8, 8, 1000, 1000), other = full;
+  tf_place_request of_pair = any;
+  of_pair.pairs = 1u << 3;
+  full.held = true;
+  cr_assert(tf_place_may_take(&full, &of_pair), "full and held: still");
+  other.pair = 2;
+  cr_assert_not(tf_place_may_take(&other, &of_pair), "of a pair that does not offer what is asked for");
+  other = full;
+  other.jobs_max = 0;
+  cr_assert_not(tf_place_may_take(&other, &of_pair));
+  other = full;
+  other.usable = false;
+  cr_assert_not(tf_place_may_take(&other, &of_pair));
+}
+
 Test(placement, an_idle_llm_takes_a_job_of_any_size) {
   const tf_slot encoders[] = {ENCODER(0, 1, 0)};
   const tf_slot llms[] = {LLM(0, 2, 0, 100, 0)};

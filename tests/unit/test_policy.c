@@ -279,6 +279,17 @@ Test(policy, the_ends_of_the_range_are_no_mix) {
   }
 }
 
+/* Pairs of workers with other counts share the mix: what is owed stays so while one of them gets the least. */
+Test(policy, a_job_with_the_least_forgets_nothing) {
+  tf_policy_mix mix = {0};
+  double sum = 0;
+  for (int i = 1; i <= 1000; i++) {
+    sum += choose_at(100, &mix, 0, 0).vision_tokens;
+    cr_assert_eq(choose_at(64, &mix, 0, 0).vision_tokens, 64u);
+    cr_assert(fabs(sum - i * 100.0) <= 40 + 1e-6, "%g after %d", sum / i, i);
+  }
+}
+
 Test(policy, free_jobs_make_up_for_those_with_limits) {
   tf_policy_mix mix = {0};
   double sum = 0;
