@@ -271,5 +271,5 @@ same "a time that is over: status 2" 2 "$status"
 caption quiet "$p/crop0001.jpg" --quiet
 same "--quiet: nothing but the line" "0 1" "$(count quiet.err) $(count quiet.out)"
 caption verbose "$p/crop0001.jpg" -v -o v.jsonl
-check "-v prints captions with their paths" said verbose "$p/crop0001.jpg: $(jq -r .caption v.jsonl | head -c 20 | head -n 1)"
+check "-v prints captions with their paths" said verbose "$p/crop0001.jpg: $(jq -j .caption v.jsonl | tr '[:cntrl:]' '?')"
 
