@@ -251,5 +251,7 @@ for id in $ids; do same "$id: as cancelled" cancelled "$(dead "$id")"; done
 kill -CONT "${PIDS[l3]}"
 check "the other jobs end" until_true 60 all_done
 same "each once" 100 "$(($(count results) + $(count dead)))"
-same "the LLM stopped each of them" "$(wc -w <<<"$ids")" "$(metric "$health" 'tokenflex_jobs_total{tier="llm",outcome="cancelled"}')"
-same "and finished none" 0 "$(for id in $ids; do grep "event=job_done job=$id " "$DIR/l3.log"; done | wc -l)"
+stopped=$(metric "$health" 'tokenflex_jobs_total{tier="llm",outcome="cancelled"}')
+finished=$(for id in $ids; do grep "event=job_done job=$id " "$DIR/l3.log"; done | wc -l)
+check "the LLM stopped some" test "$stopped" -ge 1
+same "all but what it had at its last token" "$(wc -w <<<"$ids")" "$((stopped + finished))"
