@@ -67,13 +67,18 @@ static void release_encoder(tf_dispatch *self, tf_router_job *job) {
   job->encoder = 0;
 }
 
+static void let_go_of_kept(tf_dispatch *self, tf_router_job *job) {
+  if (job->kept_llm) tf_workers_unhold(self->parts.workers, job->serial);
+  job->kept_llm = 0;
+}
+
 static void release_all(tf_dispatch *self, tf_router_job *job) {
   release_encoder(self, job);
   tf_workers_release(self->parts.workers, job->llm, job->kv_tokens);
   job->llm = 0;
   job->kv_tokens = 0;
-  if (job->suspect || job->kept_llm) tf_workers_unhold(self->parts.workers, job->serial);
-  job->kept_llm = 0;
+  if (job->suspect) tf_workers_unhold(self->parts.workers, job->serial);
+  let_go_of_kept(self, job);
 }
 
 void tf_dispatch_forget(tf_dispatch *self, tf_router_job *job) {
@@ -279,11 +284,6 @@ static bool is_overtaken(tf_dispatch *self, const tf_router_job *job) {
   int64_t patience_ms = lease_ms / 4 < TF_ROOM_PATIENCE_MS_MAX ? lease_ms / 4 : TF_ROOM_PATIENCE_MS_MAX;
   if (job->suspect || job->claimed_ms > tf_now_ms() - patience_ms) return false;
   return kv_tokens_most(self, job) > kv_tokens_most(self, NULL);
-}
-
-static void let_go_of_kept(tf_dispatch *self, tf_router_job *job) {
-  if (job->kept_llm) tf_workers_unhold(self->parts.workers, job->serial);
-  job->kept_llm = 0;
 }
 
 /* Keeps an LLM for a job that is overtaken; the same one until it fits. */

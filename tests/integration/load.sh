@@ -71,7 +71,7 @@ press() { local i; for i in $(seq "$1"); do jobs_at_once "p$2-$i-" 5; sleep 0.06
 press 20 1
 busy() { read -r unfinished arrivals budget wanted <<<"$(r hmget "$(key load)" unfinished arrivals_per_s budget decode_wanted | xargs)" && [ "$unfinished" -ge 1 ]; }
 check "load is told while there is some" until_true 3 busy
-check "the budget is lowered ($budget)" test "${budget%.*}" -lt 256
+check "the budget is lowered ($budget)" test "${budget%.*}" -lt 200
 check "more workers are wanted ($wanted)" test "$wanted" -ge 2
 check "arrivals are those of the queue ($arrivals/s), each counted once" holds "$arrivals > 5 and $arrivals < 150" <<<1
 press 20 2

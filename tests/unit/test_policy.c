@@ -189,10 +189,8 @@ Test(policy, the_maximum_at_idle_whatever_came_before) {
 Test(policy, more_load_never_gives_more_tokens) {
   for (int i = 0; i < 20000; i++) {
     tf_policy_load load = random_load(), more = load;
-    tf_policy_state state = {.observed_ms = load.now_ms - 100, .arrived = 5000, .budget = 1 + random_below(500)};
-    state.rate.per_s = random_below(1000);
-    state.rate.window_ms = 1000 + random_below(30000);
-    state.rate.dispersion = 1 + random_below(5);
+    tf_policy_state state = random_state(&load);
+    state.budget = 1 + random_below(500);
     load.arrived = state.arrived + random_below(200);
     int64_t decoding = random_below(2) ? random_below(1000) : 0;
     more.in_decode += decoding;
