@@ -86,14 +86,7 @@ class Vision(VisionModel):
 
     def features(self, pixels: torch.Tensor, adapter: Adapter | None = None) -> torch.Tensor:
         """pixels [batch, 3, size, size], normalised -> [batch, patches, width] f32; with `adapter` gradients reach its LoRA."""
-        x = self._embed(pixels)
-        if self.settings["pre_layer_norm"]:
-            x = self._norm(x, "vision.pre_norm")
-        for layer in range(self.settings["layer_count"]):
-            x = self._learning_block(x, layer, adapter)
-        if self.settings["final_layer_norm"]:
-            x = self._norm(x, "vision.norm")
-        return x[:, 1:] if self.settings["class_token"] else x
+        return self._pass(pixels, lambda x, layer: self._learning_block(x, layer, adapter)).output
 
     def _learning_block(self, x: torch.Tensor, layer: int, adapter: Adapter | None) -> torch.Tensor:
         block, (batch, tokens, width) = f"vision.blk.{layer}", x.shape

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .gguf import GgufReader
+from .lora import merge
 
 LORA_LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
@@ -44,18 +45,10 @@ class LanguageModel:
         self.rope_base = self._setting(file, "rope.freq_base")
         self.cache: list[tuple[torch.Tensor, torch.Tensor]] = []
         if adapter is not None:
-            self._merge(adapter)
+            merge(self.tensors, adapter)
 
     def _setting(self, file: GgufReader, key: str) -> int | float:
         return file.metadata[f"{self.architecture}.{key}"]
-
-    def _merge(self, adapter: GgufReader) -> None:
-        for layer in range(self.layer_count):
-            for linear in LORA_LINEARS:
-                name = f"blk.{layer}.{linear}.weight"
-                if f"{name}.lora_a" in adapter:
-                    a, b = (torch.from_numpy(adapter.array(f"{name}.lora_{part}").copy()) for part in "ab")
-                    self.tensors[name] += adapter.metadata["adapter.lora.alpha"] / a.shape[0] * (b @ a)
 
     def embed(self, tokens: list[int]) -> torch.Tensor:
         """Token ids -> [tokens, width]."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .gguf import GgufReader
+from .lora import merge
 
 LORA_LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "mlp_up", "mlp_down")  # of a block
 ACTIVATIONS = {
@@ -60,9 +62,8 @@ class VisionModel:
         self.settings = {key[len("tokenflex.vision."):]: value for key, value in file.metadata.items()
                          if key.startswith("tokenflex.vision.")}
         self.tensors = {name: torch.from_numpy(file.array(name).copy()) for name in file}
-        for name in [name for name in self.tensors if adapter is not None and f"{name}.lora_a" in adapter]:
-            a, b = (torch.from_numpy(adapter.array(f"{name}.lora_{part}").copy()) for part in "ab")
-            self.tensors[name] += adapter.metadata["adapter.lora.alpha"] / a.shape[0] * (b @ a)
+        if adapter is not None:
+            merge(self.tensors, adapter)
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
@@ -79,8 +80,8 @@ class VisionModel:
         weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(width // heads), dim=-1)
         return self._linear((weights @ v).transpose(1, 2).reshape(batch, tokens, width), f"{block}.attn_output")
 
-    def _block(self, x: torch.Tensor, block: str) -> torch.Tensor:
-        layer_scale = self.settings["layer_scale"]
+    def _block(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        block, layer_scale = f"vision.blk.{layer}", self.settings["layer_scale"]
         scales = [self.tensors[f"{block}.scale{i}"] if layer_scale else 1.0 for i in (1, 2)]
         x = x + scales[0] * self._attention(self._norm(x, f"{block}.norm1"), block)
         hidden = ACTIVATIONS[self.settings["activation"]](self._linear(self._norm(x, f"{block}.norm2"), f"{block}.mlp_up"))
@@ -96,20 +97,24 @@ class VisionModel:
             x = torch.cat([first.expand(x.shape[0], 1, -1), x], dim=1)
         return x
 
-    @torch.no_grad()
-    def trace(self, pixels: torch.Tensor) -> VisionTrace:
-        """pixels [batch, 3, size, size], normalised -> every stage."""
+    def _pass(self, pixels: torch.Tensor, block: Callable[[torch.Tensor, int], torch.Tensor]) -> VisionTrace:
+        """Every stage, with `block` (input, its number) for the blocks."""
         x = self._embed(pixels)
         trace = VisionTrace(embeddings=x)
         if self.settings["pre_layer_norm"]:
             x = self._norm(x, "vision.pre_norm")
         for layer in range(self.settings["layer_count"]):
-            x = self._block(x, f"vision.blk.{layer}")
+            x = block(x, layer)
             trace.blocks.append(x)
         if self.settings["final_layer_norm"]:
             x = self._norm(x, "vision.norm")
         trace.output = x[:, 1:] if self.settings["class_token"] else x
         return trace
+
+    @torch.no_grad()
+    def trace(self, pixels: torch.Tensor) -> VisionTrace:
+        """pixels [batch, 3, size, size], normalised -> every stage."""
+        return self._pass(pixels, self._block)
 
     def preprocess(self, rgb: np.ndarray) -> torch.Tensor:
         """[h, w, 3] u8 -> [3, size, size] f32."""
