@@ -1,10 +1,12 @@
 """The paper's table: adapters trained at one token count and at random ones, each measured at every count.
 
-In: data folder, model folder, feature cache. Out: for each way of training and each seed a folder with its adapter, run.json
-(the options) and result.json; the table in Markdown: mean of the seeds, how far they lie apart, minutes of phase 2.
+In: data folder, model folder, feature cache, the program. Out: for each way of training and each seed a folder with its
+adapter, run.json (the options) and result.json; the table in Markdown: mean of the seeds, how far they lie apart, minutes of
+phase 2. Captions come from the program, the loss of people's captions from PyTorch.
 Every way gets the same phases, steps, batches and seeds; only the counts drawn differ. A run that was ended goes on where it was,
 if its options are the same; a folder of other options is refused.
-Run: python -m train.table --data DIR --model DIR --cache DIR --out DIR --steps 120 --seeds 1 2 3 --workers 2 --fast
+Run: python -m train.table --data DIR --model DIR --cache DIR --program build/release/tokenflex --out DIR --steps 120
+     --seeds 1 2 3 --workers 2 --fast
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
-from .evaluate import Evaluation, scores
+from . import export, pipeline
+from .evaluate import Evaluation
 
 COUNTS = (64, 144, 256)
 WAYS = {**{f"fixed {count}": ([count], [1.0]) for count in COUNTS}, "random": (list(COUNTS), [0.2, 0.3, 0.5])}
@@ -40,10 +44,20 @@ def minutes_of(log: Path) -> float:
 
 def measure(adapter: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The scores of the dev images' captions and the loss of people's, at each count."""
-    evaluation = Evaluation(argparse.Namespace(**{**vars(options), "adapter": adapter, "split": "dev", "f32": False}))
-    references = [example.captions for example in evaluation.examples]
-    return [{"vision_tokens": count, **scores(references, evaluation.captions(count)), "loss": evaluation.loss(count)}
-            for count in COUNTS]
+    evaluation, results = Evaluation(argparse.Namespace(**{**vars(options), "adapter": adapter, "split": "dev", "f32": False})), []
+    with tempfile.TemporaryDirectory() as folder:
+        model, images = Path(folder) / "model", Path(folder) / "images"
+        model.mkdir()
+        images.mkdir()
+        for part in ("vision.gguf", "llm.gguf"):
+            (model / part).symlink_to((options.model / part).resolve())
+        tensors, metadata = export.read(adapter)
+        export.write(model / "adapter.gguf", tensors, metadata | {"tokenflex.token_counts": list(COUNTS)})
+        pipeline.unpack(options.data, {example.file for example in evaluation.examples}, images)
+        for count in COUNTS:
+            said, seconds = pipeline.caption(options.program, model, images, count, [])
+            results.append(pipeline.measure(evaluation.examples, said, count, seconds) | {"loss": evaluation.loss(count)})
+    return results
 
 
 def options_of(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +127,7 @@ def table(results: list[dict[str, Any]], score: str) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Trains at fixed and at random token counts, and compares.")
-    for name in ("data", "model", "cache", "out"):
+    for name in ("data", "model", "cache", "program", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--words-steps", type=int, default=300, help="of phase 1, 32 images each")
     parser.add_argument("--steps", type=int, default=120, help="of phase 2, 16 images each")
