@@ -22,14 +22,14 @@ from tokenflex_tools.gguf import GgufReader
 
 from . import data, export, team, vision
 from .features import Cache
-from .model import Adapter, Language, Projector
+from .model import Adapter, Language, Projector, lora_scale
 from .pictures import Pictures
 from .sequences import Words, epoch, hidden_states, lay_out, take
 
 COMMON_TOKENS = 2000  # ids of the commonest pieces: kept in the loss's vocabulary, said in a caption or not
 GRADIENT_NORM_MAX = 1.0
 TOKENS_MAX = 1500    # of a worker's forward and backward pass, about
-CAPTION_TOKENS = 90  # of one image: prompt and captions, about
+CAPTION_TOKENS = 90  # of one image: prompt and written captions, about
 SAVE_S = 180
 KERNELS = Path("build/train")
 
@@ -93,12 +93,10 @@ class Trainer:
             raise SystemExit(f"{self.state_path} is of a run without --vision-rank: name another --out, or leave the option out")
         self.adapter = {name: tensor.clone().requires_grad_() for name, tensor in self.adapter.items()}
         self.average: Adapter = {name: tensor.detach().clone() for name, tensor in self.adapter.items()}
-        rank = next(t.shape[0] for n, t in self.adapter.items() if n.startswith("blk.") and n.endswith("lora_a"))
         file = GgufReader(options.model / "llm.gguf")
         dtype = torch.float32 if options.f32 else torch.bfloat16
         self.words = Words(file, self.metadata["tokenflex.prompt"])
-        self.llm = Language(file, self.metadata["adapter.lora.alpha"] / rank, dtype,
-                            KERNELS if options.fast else None)
+        self.llm = Language(file, lora_scale(self.adapter, self.metadata), dtype, KERNELS if options.fast else None)
         self.projector = Projector(self.metadata)
         self.vision = None
         if vision.learns(self.adapter):
@@ -148,9 +146,10 @@ class Trainer:
         """Features -> embeddings of the whole prompt."""
         return self.llm.prefix(self.words.prompt, self.projector(adapter, features, count, self.llm.dtype))
 
-    def chunks(self, rows: list[int], count: int) -> list[list[int]]:
-        """A worker's images in equal parts that fit TOKENS_MAX: bounds the memory of a backward pass."""
-        parts = min(len(rows), -(-len(rows) * (count + CAPTION_TOKENS) // TOKENS_MAX))
+    @staticmethod
+    def chunks(rows: list[int], tokens: int) -> list[list[int]]:
+        """A worker's images, of so many tokens each, in equal parts that fit TOKENS_MAX: bounds a backward pass's memory."""
+        parts = min(len(rows), -(-len(rows) * tokens // TOKENS_MAX))
         return [rows[i::parts] for i in range(parts)]
 
     def update(self, progress: float) -> None:
@@ -232,7 +231,7 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
         rows = batches[at][crew.rank::crew.size]
         count = trainer.draw_count()
         total = 0.0
-        for chunk in trainer.chunks(rows, count):
+        for chunk in trainer.chunks(rows, count + CAPTION_TOKENS):
             prefix = trainer.prefix(trainer.features(chunk), count, trainer.adapter)
             groups = [trainer.views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
             layout = lay_out(groups, prefix.shape[1])

@@ -22,7 +22,7 @@ from tokenflex_tools.gguf import GgufReader
 
 from . import data, export
 from .features import Cache
-from .model import Language, Projector, generate
+from .model import Language, Projector, generate, lora_scale
 from .sequences import Words, hidden_states, lay_out
 
 BATCH = 25
@@ -53,9 +53,8 @@ class Evaluation:
 
     def __init__(self, options: argparse.Namespace):
         adapter, metadata = export.read(options.adapter)
-        rank = next(tensor.shape[0] for name, tensor in adapter.items() if name.startswith("blk.") and name.endswith("lora_a"))
         file = GgufReader(options.model / "llm.gguf")
-        self.llm = Language(file, metadata["adapter.lora.alpha"] / rank, torch.float32 if options.f32 else torch.bfloat16)
+        self.llm = Language(file, lora_scale(adapter, metadata), torch.float32 if options.f32 else torch.bfloat16)
         self.llm.merge(adapter)
         self.adapter, self.projector, self.words = adapter, Projector(metadata), Words(file, metadata["tokenflex.prompt"])
         self.cache = Cache(options.cache, options.split, adapter, metadata)

@@ -27,6 +27,7 @@ SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffast-math", "-fopenmp-simd", "-fPIC", "-shared",
          *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()))
 LIBRARIES = ("-lmvec", "-lm") if platform.machine() == "x86_64" else ("-lm",)  # libmvec: exp of a whole vector
+FEW_ROWS = 128  # up to here a product is faster with the weights first: PyTorch lays the second factor out anew for each
 ROOM = 1.25  # of a buffer that has to grow, beyond what is asked
 
 
@@ -88,6 +89,7 @@ class Pass:
         self.model, self.kernel, self.buffer = model, Kernels(folder), Buffers()
         self.number = 0
         self._inputs: tuple[torch.Tensor, ...] = ()
+        self._started = 0, 0, 0, 0  # images, captions of each, tokens of the prompt, most tokens of a caption
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor,
                  factors: list[torch.Tensor]) -> torch.Tensor:
@@ -112,7 +114,10 @@ class Pass:
                     rows, width)
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, name: Any) -> torch.Tensor:
-        return torch.mm(x, weight.t(), out=self.buffer(name, x.shape[0], weight.shape[0]))
+        out = self.buffer(name, x.shape[0], weight.shape[0])
+        if len(x) > FEW_ROWS:
+            return torch.mm(x, weight.t(), out=out)
+        return out.copy_(torch.mm(weight, x.t(), out=self.buffer("turned", weight.shape[0], len(x))).t())
 
     def _feed_forward(self, layer: int, x: torch.Tensor, attended: torch.Tensor,
                       name: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,37 +156,38 @@ class Pass:
             x, added = self._feed_forward(layer, x, merged, layer)
         return self._norm(x, added, "output_norm.weight", "last")[1].view(batch, tokens, width)
 
-    def _caches(self, layer: int, rows: int, room: int) -> list[torch.Tensor]:
-        shape = self.model.shape
-        return [self.buffer((layer, name), rows, shape.kv_heads, room, shape.head_dim) for name in ("k cache", "v cache")]
-
     def start(self, prefix: torch.Tensor, copies: int, room: int) -> torch.Tensor:
-        """Runs prompts [batch, tokens, width]; gives the last hidden states [batch * copies, width] and keeps the keys and
-        values of each copy, with places for `room` more tokens."""
+        """Runs prompts [batch, tokens, width], of which `copies` captions each of at most `room` tokens go on by `step`; gives
+        the last hidden states [batch * copies, width]. Captions of one image share its keys and values, kept until the next
+        pass."""
         batch, tokens, _ = prefix.shape
-        kv_heads, size = self.model.shape.kv_heads, self.model.shape.head_dim
         positions = torch.arange(tokens).expand(batch, -1)
         causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril().expand(batch, -1, -1, -1)
-        hidden = self.forward(prefix, positions, causal)
-        for layer in range(self.model.layer_count):
-            for name, cache in zip("kv", self._caches(layer, batch * copies, tokens + room)):
-                made = self.buffer((layer, name), batch, 1, kv_heads, tokens, size)
-                cache.view(batch, copies, kv_heads, tokens + room, size)[:, :, :, :tokens] = made
-        return hidden[:, -1].repeat_interleave(copies, dim=0)
+        self._started = batch, copies, tokens, room
+        return self.forward(prefix, positions, causal)[:, -1].repeat_interleave(copies, dim=0)
 
-    def step(self, x: torch.Tensor, position: int, room: int) -> torch.Tensor:
-        """One more token of each copy: embeddings [rows, width] at `position`, caches of `room` places in all -> hidden
-        states, a buffer."""
-        model, shape, kernel = self.model, self.model.shape, self.kernel
-        rows, heads, size = x.shape[0], shape.heads, shape.head_dim
-        cos, sin = (angle.contiguous() for angle in model.angles(torch.tensor([[position]])))
+    def step(self, x: torch.Tensor, at: int) -> torch.Tensor:
+        """The token at place `at` of each caption, the first is 0: embeddings [batch * copies, width] -> hidden states, a
+        buffer."""
+        batch, copies, tokens, room = self._started
+        model, shape, kernel, buffer = self.model, self.model.shape, self.kernel, self.buffer
+        heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
+        shared, alone = batch * kv_heads, (batch, copies)
+        cos, sin = (angle.contiguous() for angle in model.angles(torch.tensor([[tokens + at]])))
         added = None
         for layer in range(model.layer_count):
-            weights = model.merged[layer]
             x, u = self._norm(x, added, f"blk.{layer}.attn_norm.weight", ("step", 0))
-            qkv, attended = self._linear(u, weights[0], "step qkv"), self.buffer("step attended", rows, heads * size)
-            kernel("tf_decode_attention", qkv, cos, sin, size ** -0.5, *self._caches(layer, rows, room), attended, rows,
-                   position, room, heads, shape.kv_heads, size)
+            qkv = self._linear(u, model.merged[layer][0], "step qkv")
+            q = buffer("step q", shared, copies * heads // kv_heads, size)
+            tails = [buffer((layer, name), *alone, kv_heads, room, size) for name in ("k tail", "v tail")]
+            kernel("tf_decode_split", qkv, cos, sin, size ** -0.5, q, *tails, *alone, at, room, heads, kv_heads, size)
+            k, v = (buffer((layer, name), shared, tokens, size) for name in "kv")
+            scores = torch.bmm(q, k.transpose(1, 2), out=buffer("step scores", *q.shape[:2], tokens))
+            own = buffer("step own", *q.shape, dtype=torch.float32)
+            kernel("tf_decode_softmax", scores, q, *tails, own, *alone, at, room, heads, kv_heads, size, tokens)
+            prompt = torch.bmm(scores, v, out=buffer("step prompt", *q.shape))
+            attended = buffer("step attended", batch * copies, heads * size)
+            kernel("tf_decode_merge", prompt, own, attended, *alone, heads, kv_heads, size)
             x, added = self._feed_forward(layer, x, attended, "step")
         return self._norm(x, added, "output_norm.weight", ("step", 0))[1]
 

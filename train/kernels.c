@@ -160,40 +160,68 @@ void tf_softmax_back(const bf16 *weights, bf16 *gradient, ptrdiff_t rows, ptrdif
   }
 }
 
-/* One new token of each row: qkv [rows, heads + 2 kv_heads, size] is rotated by (cos, sin) [size/2]; its k and v are put at
- * `position` of the caches [rows, kv_heads, room, size]; out [rows, heads, size] attends to all up to there. */
-void tf_decode_attention(const bf16 *qkv, const float *cos, const float *sin, float factor, bf16 *k_cache, bf16 *v_cache,
-                         bf16 *out, ptrdiff_t rows, ptrdiff_t position, ptrdiff_t room, ptrdiff_t heads,
-                         ptrdiff_t kv_heads, ptrdiff_t size) {
+/* One new token of each of `copies` captions an image: qkv [images, copies, heads + 2 kv_heads, size], rotated by
+ * (cos, sin) [size/2]. k and v go to place `at` of the tails [images, copies, kv_heads, room, size]; q (times factor)
+ * becomes [images, kv_heads, copies, heads / kv_heads, size]: all that look at an image's keys lie together. */
+void tf_decode_split(const bf16 *qkv, const float *cos, const float *sin, float factor, bf16 *q, bf16 *k_tail,
+                     bf16 *v_tail, ptrdiff_t images, ptrdiff_t copies, ptrdiff_t at, ptrdiff_t room, ptrdiff_t heads,
+                     ptrdiff_t kv_heads, ptrdiff_t size) {
   ptrdiff_t group = heads / kv_heads;
-  bf16 turned[size];
-  float query[size], sum[size], weight[position + 1];
-  for (ptrdiff_t r = 0; r < rows; r++)
+  for (ptrdiff_t r = 0; r < images * copies; r++) {
+    const bf16 *from = qkv + r * (heads + 2 * kv_heads) * size;
     for (ptrdiff_t h = 0; h < kv_heads; h++) {
-      const bf16 *from = qkv + r * (heads + 2 * kv_heads) * size;
-      bf16 *k = k_cache + (r * kv_heads + h) * room * size, *v = v_cache + (r * kv_heads + h) * room * size;
-      rotate(from + (heads + h) * size, cos, sin, 1, k + position * size, size / 2);
-      memcpy(v + position * size, from + (heads + kv_heads + h) * size, (size_t)size * sizeof *v);
-      for (ptrdiff_t head = h * group; head < (h + 1) * group; head++) {
-        rotate(from + head * size, cos, sin, factor, turned, size / 2);
-        for (ptrdiff_t i = 0; i < size; i++) query[i] = widen(turned[i]), sum[i] = 0;
-        float most = -1e30f, total = 0;
-        for (ptrdiff_t t = 0; t <= position; t++) {
-          float dot = 0;
-          for (ptrdiff_t i = 0; i < size; i++) dot += query[i] * widen(k[t * size + i]);
-          weight[t] = dot;
-          most = dot > most ? dot : most;
-        }
-#pragma omp simd reduction(+ : total)
-        for (ptrdiff_t t = 0; t <= position; t++) {
-          weight[t] = expf(weight[t] - most);
-          total += weight[t];
-        }
-        for (ptrdiff_t t = 0; t <= position; t++)
-          for (ptrdiff_t i = 0; i < size; i++) sum[i] += weight[t] * widen(v[t * size + i]);
-        for (ptrdiff_t i = 0; i < size; i++) out[(r * heads + head) * size + i] = narrow(sum[i] / total);
-      }
+      bf16 *to = q + ((r / copies * kv_heads + h) * copies + r % copies) * group * size;
+      for (ptrdiff_t g = 0; g < group; g++)
+        rotate(from + (h * group + g) * size, cos, sin, factor, to + g * size, size / 2);
+      ptrdiff_t place = ((r * kv_heads + h) * room + at) * size;
+      rotate(from + (heads + h) * size, cos, sin, 1, k_tail + place, size / 2);
+      memcpy(v_tail + place, from + (heads + kv_heads + h) * size, (size_t)size * sizeof *v_tail);
     }
+  }
+}
+
+/* Softmax over what each q of tf_decode_split sees: the prompt's scores [images, kv_heads, copies, group, tokens], replaced
+ * by their weights, and the caption's own places up to `at`, whose weighted v is added up in `own` (as q). */
+void tf_decode_softmax(bf16 *scores, const bf16 *q, const bf16 *k_tail, const bf16 *v_tail, float *own, ptrdiff_t images,
+                       ptrdiff_t copies, ptrdiff_t at, ptrdiff_t room, ptrdiff_t heads, ptrdiff_t kv_heads,
+                       ptrdiff_t size, ptrdiff_t tokens) {
+  ptrdiff_t group = heads / kv_heads, seen = tokens + at + 1;
+  float weight[seen], query[size];
+  for (ptrdiff_t n = 0; n < images * heads * copies; n++) {
+    ptrdiff_t b = n / (heads * copies), h = n / (copies * group) % kv_heads, c = n / group % copies;
+    ptrdiff_t place = ((b * copies + c) * kv_heads + h) * room * size;
+    const bf16 *k = k_tail + place, *v = v_tail + place;
+    bf16 *s = scores + n * tokens;
+    float most = -1e30f, total = 0, *sum = own + n * size;
+    for (ptrdiff_t i = 0; i < size; i++) query[i] = widen(q[n * size + i]), sum[i] = 0;
+    for (ptrdiff_t t = 0; t < tokens; t++) weight[t] = widen(s[t]);
+    for (ptrdiff_t t = 0; t <= at; t++) {
+      float dot = 0;
+      for (ptrdiff_t i = 0; i < size; i++) dot += query[i] * widen(k[t * size + i]);
+      weight[tokens + t] = dot;
+    }
+    for (ptrdiff_t t = 0; t < seen; t++) most = weight[t] > most ? weight[t] : most;
+#pragma omp simd reduction(+ : total)
+    for (ptrdiff_t t = 0; t < seen; t++) {
+      weight[t] = expf(weight[t] - most);
+      total += weight[t];
+    }
+    for (ptrdiff_t t = 0; t < tokens; t++) s[t] = narrow(weight[t] / total);
+    for (ptrdiff_t t = 0; t <= at; t++)
+      for (ptrdiff_t i = 0; i < size; i++) sum[i] += weight[tokens + t] / total * widen(v[t * size + i]);
+  }
+}
+
+/* What was attended to in the prompt and in the caption, [images, kv_heads, copies, group, size] -> their sum
+ * [images, copies, heads, size]. */
+void tf_decode_merge(const bf16 *prompt, const float *own, bf16 *out, ptrdiff_t images, ptrdiff_t copies,
+                     ptrdiff_t heads, ptrdiff_t kv_heads, ptrdiff_t size) {
+  ptrdiff_t group = heads / kv_heads;
+  for (ptrdiff_t n = 0; n < images * heads * copies; n++) {
+    ptrdiff_t b = n / (heads * copies), h = n / (copies * group) % kv_heads, c = n / group % copies;
+    bf16 *to = out + ((b * copies + c) * heads + h * group + n % group) * size;
+    for (ptrdiff_t i = 0; i < size; i++) to[i] = narrow(widen(prompt[n * size + i]) + own[n * size + i]);
+  }
 }
 
 /* [rows, gate | up] -> SiLU(gate) * up [rows, width]. */

@@ -30,6 +30,12 @@ Adapter = dict[str, torch.Tensor]
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 
 
+def lora_scale(adapter: Adapter, metadata: dict[str, Any]) -> float:
+    """alpha / rank of the LLM's LoRA."""
+    rank = next(tensor.shape[0] for name, tensor in adapter.items() if name.startswith("blk.") and name.endswith("lora_a"))
+    return metadata["adapter.lora.alpha"] / rank
+
+
 class MergedLinear(torch.autograd.Function):
     """x [..., in] @ W^T with W = merged weights [out, in] of a group of linears; gradients for x and for each A and B."""
 
@@ -287,11 +293,11 @@ def generate(model: Language, prefix: torch.Tensor, end: int, tokens_max: int, s
         out.append(tokens)
         if bool(done.all()) or len(out) == tokens_max:
             return torch.stack(out, dim=1)
-        x, position = model.embedding[tokens], length + len(out) - 1
+        x, at = model.embedding[tokens], len(out) - 1
         if model.fast is not None:
-            hidden = model.fast.step(x, position, length + tokens_max)
+            hidden = model.fast.step(x, at)
         else:
-            hidden = model.forward(x[:, None], torch.full((len(x), 1), position), None, cache=cache)[:, 0]
+            hidden = model.forward(x[:, None], torch.full((len(x), 1), length + at), None, cache=cache)[:, 0]
 
 
 def new_adapter(file: GgufReader, vision_width: int, hidden: int, rank: int, seed: int) -> Adapter:

@@ -92,18 +92,19 @@ def train(crew: team.Team, options) -> None:
         if number != present:
             present, batches = number, epoch([0] * len(examples), options.batch, options.seed * 2003 + number)
         rows, count = batches[at][crew.rank::crew.size], trainer.draw_count()
-        total, tokens = 0.0, 0
-        for chunk in trainer.chunks(rows, count):
-            prefix = trainer.prefix(trainer.features(chunk), count, trainer.adapter)
-            ids = generate(llm, prefix.detach(), words.end, NEW_TOKENS_MAX, options.samples, draws, allowed).tolist()
-            captions = [row[:row.index(words.end) + 1] if words.end in row else row for row in ids]
-            gained = torch.tensor([reward(chunk[i // options.samples], words.decode(caption), caption[-1] == words.end)
-                                   for i, caption in enumerate(captions)]).view(len(chunk), options.samples)
-            layout = lay_out([captions[i:i + options.samples] for i in range(0, len(captions), options.samples)],
-                             prefix.shape[1])
-            weights = advantages(gained).view(-1)[layout.owners] * (len(chunk) / len(rows) / len(layout.owners))
-            llm.loss(hidden_states(llm, prefix, layout, trainer.adapter), head, place[layout.targets], weights).backward()
-            total, tokens = total + float(gained.sum()), tokens + len(layout.owners)
+        prefix = trainer.prefix(trainer.features(rows), count, trainer.adapter)
+        ids = generate(llm, prefix.detach(), words.end, NEW_TOKENS_MAX, options.samples, draws, allowed).tolist()
+        captions = [row[:row.index(words.end) + 1] if words.end in row else row for row in ids]
+        gained = torch.tensor([reward(rows[i // options.samples], words.decode(caption), caption[-1] == words.end)
+                               for i, caption in enumerate(captions)]).view(len(rows), options.samples)
+        groups = [captions[i:i + options.samples] for i in range(0, len(captions), options.samples)]
+        seen = prefix.detach().requires_grad_()
+        for chunk in trainer.chunks(list(range(len(rows))), prefix.shape[1] + sum(map(len, captions)) // len(rows)):
+            layout = lay_out([groups[image] for image in chunk], prefix.shape[1])
+            weights = advantages(gained[chunk]).view(-1)[layout.owners] * (len(chunk) / len(rows) / len(layout.owners))
+            llm.loss(hidden_states(llm, seen[chunk], layout, trainer.adapter), head, place[layout.targets], weights).backward()
+        prefix.backward(seen.grad)
+        total, tokens = float(gained.sum()), sum(map(len, captions))
         trainer.update(progress)
         drawn = len(rows) * options.samples
         smooth += (total / drawn - smooth) / min(trainer.step - first, 20)

@@ -213,7 +213,7 @@ def check_fast(tiny: Path, kernels: Path) -> None:
         tokens, length = torch.tensor([[5, 6, 7]] * len(start)), start.shape[1]
         if llm.fast is not None:
             rows = [llm.fast.start(start, 2, 3)]
-            rows += [llm.fast.step(llm.embedding[tokens[:, i]].repeat_interleave(2, dim=0), length + i, length + 3).clone()
+            rows += [llm.fast.step(llm.embedding[tokens[:, i]].repeat_interleave(2, dim=0), i).clone()
                      for i in range(3)]
             return torch.stack(rows, dim=1)
         x = torch.cat([start, llm.embedding[tokens]], dim=1)
@@ -232,7 +232,7 @@ def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
     adapter_path = folder / "final/adapter.gguf"
     adapter, metadata = export.read(adapter_path)
     file, examples = GgufReader(tiny / "llm.gguf"), data.read_captions(folder, "dev")
-    llm = model.Language(file, metadata["adapter.lora.alpha"] / adapter["blk.0.attn_q.weight.lora_a"].shape[0], torch.float32)
+    llm = model.Language(file, model.lora_scale(adapter, metadata), torch.float32)
     llm.merge(adapter)
     text, projector = sequences.Words(file, metadata["tokenflex.prompt"]), model.Projector(metadata)
     files, names = dict(data.read_files(folder)), [example.file for example in examples]
@@ -327,9 +327,9 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     paths |= {"start": folder / "seeing/adapter.gguf", "out": folder / "final"}
     parser = captions.options_parser()
     parser.add_argument("--samples", type=int, default=4)
-    team.run(1, 0, rewards.train, options_of(parser, paths, "--steps", "10", "--rate", "1e-3", *budget))
+    team.run(1, 0, rewards.train, options_of(parser, paths, "--steps", "15", "--rate", "1e-3", *budget))
     log = losses_of(paths["out"], "reward")
-    check(len(log) == 3 and log[-1] > 0, f"rewards: {log[0]:.3f} -> {log[-1]:.3f}")
+    check(len(log) == 4 and log[-1] > 0, f"rewards: {log[0]:.3f} -> {log[-1]:.3f}")
     check_export(folder, tiny, program)
 
 
