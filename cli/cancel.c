@@ -27,7 +27,7 @@ static const tf_option options[] = {
 static const tf_program program = {
     .name = "tokenflex cancel",
     .synopsis = "[options] ID...",
-    .summary = "Stops jobs that wait or run: they end as dead letters with the code `cancelled`. Status 3: some had\n"
+    .summary = "Stops jobs that wait or run: they end as dead letters with the code `cancelled`. Status 3: some had "
                "ended before, are not known, or (--wait) have not ended in time.",
     .options = options,
     .option_count = sizeof options / sizeof options[0],

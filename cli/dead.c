@@ -34,7 +34,7 @@ static const tf_program program = {
     .name = "tokenflex dead",
     .synopsis = "list | show ID... | retry ID...|--all|--code CODE | drop ID...|--all|--code CODE",
     .summary =
-        "The jobs that were given up. retry puts them back on the queue with their id and fields, as if they had\n"
+        "The jobs that were given up. retry puts them back on the queue with their id and fields, as if they had "
         "never been tried; drop removes them for good. Status 3: some could not be.",
     .options = options,
     .option_count = sizeof options / sizeof options[0],

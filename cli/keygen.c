@@ -25,7 +25,7 @@ static const tf_program program = {
     .name = "tokenflex keygen",
     .synopsis = "[options] DIR",
     .summary =
-        "Makes a key pair for --curve-key of router, encoder and LLM, in DIR. One pair serves a whole deployment;\n"
+        "Makes a key pair for --curve-key of router, encoder and LLM, in DIR. One pair serves a whole deployment; "
         "docs/SECURITY.md tells how to give processes pairs of their own.",
     .options = options,
     .option_count = sizeof options / sizeof options[0],

@@ -24,7 +24,7 @@ static const tf_option options[] = {
 const tf_program tf_report_program = {
     .name = "tokenflex report",
     .synopsis = "[options] FILE",
-    .summary = "Writes one self-contained HTML page of what `tokenflex caption -o FILE` wrote: pictures, captions,\n"
+    .summary = "Writes one self-contained HTML page of what `tokenflex caption -o FILE` wrote: pictures, captions, "
                "token counts, times and failures.",
     .options = options,
     .option_count = sizeof options / sizeof options[0],

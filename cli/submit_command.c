@@ -62,7 +62,7 @@ static const tf_option options[] = {
 static const tf_program program = {
     .name = "tokenflex submit",
     .synopsis = "[options] FILE|URI... (or - for a list on standard input)",
-    .summary = "Puts jobs on a queue. Prints `ID<TAB>INPUT` for each; with --wait a JSON line for each that ends.\n"
+    .summary = "Puts jobs on a queue. Prints `ID<TAB>INPUT` for each; with --wait a JSON line for each that ends. "
                "A line of the list is an input, or ID<TAB>INPUT. Status 3: some failed.",
     .options = options,
     .option_count = sizeof options / sizeof options[0],
