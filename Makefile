@@ -40,7 +40,7 @@ UNIT_TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c tests/golden/
 
 .PHONY: help build caption evaluate test unit-tests packages test-packages model clean format format-check lint install loadtest test-long chaos cross-aarch64 bench-kernels bench bench-programs bench-instructions
 help: ## print the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Each asks make again: pkg-config and the compiler may only be there after the packages are.
 IMAGES ?= examples
@@ -64,7 +64,7 @@ chaos: test-packages ## kill, stop, cut everything under load (CHAOS_JOBS=1000, 
 cross-aarch64: ## build for aarch64 into build/aarch64 and run its tests under qemu-user (some minutes)
 	@JOBS=$(JOBS) tools/cross-aarch64
 .PHONY: k8s-test
-k8s-test: test-packages ## a real control plane here, our images and manifests on it, faults under load (ONLY=kills; root; 45 minutes)
+k8s-test: test-packages ## a real control plane here, our images and manifests on it, faults under load (ONLY=kills; root; half an hour)
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@BUILD=$(B) ONLY='$(ONLY)' tests/cluster/run.sh
 test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
