@@ -44,7 +44,7 @@ help: ## print the targets
 
 # Each asks make again: pkg-config and the compiler may only be there after the packages are.
 IMAGES ?= examples
-caption: packages ## install, build, get the model, caption IMAGES=DIR (default: examples/)
+caption: packages ## install, build, get the model, caption IMAGES=DIR (default: examples/; CAPTION_OPTIONS=)
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@images="$(IMAGES)"; case $$images in "~/"*) images=$$HOME/$${images#"~/"} ;; esac; \
 	$(B)/tokenflex caption $(CAPTION_OPTIONS) "$$images"; status=$$?; \
@@ -70,7 +70,7 @@ k8s-test: test-packages ## a real control plane here, our images and manifests o
 test-long: test-packages ## the suites that take minutes: 100,000 pictures through stub tiers
 	@$(MAKE) --no-print-directory -j$(JOBS) build
 	@LONG=1 BUILD=$(B) SUITE_SECONDS_MAX=3600 tests/run batch_load
-loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest
+loadtest: packages ## load from idle to 1.5 times what the most tokens carry, and back: table and plots in build/loadtest (LOADTEST_S=480 a run)
 	@$(MAKE) --no-print-directory -j$(JOBS) build model
 	@BUILD=$(B) bench/loadtest.sh
 
@@ -79,7 +79,7 @@ loadtest: packages ## load from idle to 1.5 times what the most tokens carry, an
 EVALUATE_OPTIONS ?=
 FEATURES = build/features-$(shell realpath "$(DATA)" 2>/dev/null | cksum | cut -d' ' -f1)
 TRAIN_VENV := build/train-venv
-evaluate: ## BLEU, METEOR, ROUGE-L, CIDEr-D and losses on the dev images of DATA=DIR
+evaluate: ## BLEU, METEOR, ROUGE-L, CIDEr-D and losses on the dev images of DATA=DIR (EVALUATE_OPTIONS="--images 300")
 	@test -n "$(DATA)" || { echo "make evaluate needs DATA=DIR (captions.tsv or a Karpathy JSON, and the images)" >&2; exit 2; }
 	@tools/install-packages run train
 	@$(MAKE) --no-print-directory -j$(JOBS) build model $(TRAIN_VENV)/ready
