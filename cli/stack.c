@@ -263,6 +263,7 @@ tf_code tf_stack_start(const tf_stack_config *config, tf_stack **out, tf_error *
   unsetenv("TOKENFLEX_CONFIG"); /* a file for tokenflex is not one for the services */
   unsetenv("TOKENFLEX_HEALTH"); /* on or off here, an address there */
   if (!config->tensor_bind) unsetenv("TOKENFLEX_TENSOR_ADVERTISE"); /* no other machine's encoder comes to this LLM */
+  if (!config->served) unsetenv("TOKENFLEX_PAGE");                  /* a file for `report`, on or off for a router */
   unsetenv("TOKENFLEX_CURVE_KEY");                                  /* keys come by --curve-..., or not at all */
   unsetenv("TOKENFLEX_CURVE_SERVER");
   unsetenv("TOKENFLEX_CURVE_ALLOW");
