@@ -47,7 +47,7 @@ static const tf_option options[] = {
     {"prompt", 0, TF_OPTION_STRING, FIELD(prompt), 0, 0, NULL, "TEXT",
      "What to ask about the picture; else the model's own"},
     {"max-new-tokens", 0, TF_OPTION_INT, FIELD(max_new_tokens), 1, 4096, "40", "tokens", "Longest caption"},
-    {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels",
+    {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 4e9, "250000000", "pixels",
      "Larger pictures are errors (a deployment has a limit of its own)"},
     {"model", 0, TF_OPTION_STRING, FIELD(model), 0, 0, NULL, "DIR", "Model folder; else the installed one"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Compute threads (0: every core)"},

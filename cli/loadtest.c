@@ -20,6 +20,7 @@
 #include "cli/target.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "proto/wire.h"
 #include "tensor/model_dir.h"
 
 enum { JOBS_MAX = 1000000, PHOTOS_MAX = 10000, BLOCK_MS_MAX = 20, SUBMIT_AT_ONCE = 64, TEXT_BYTES_MAX = 65536 };
@@ -45,7 +46,7 @@ static const tf_option table[] = {
   {"trace", 't', TF_OPTION_STRING, AT(trace), 0, 0, NULL, "FILE", "Recorded arrivals, as in tokenflex simulate"},
   {"duration-s", 'd', TF_OPTION_REAL, AT(duration_s), 0.1, 1e6, "60", "s", "Jobs are submitted for so long"},
   {"drain-s", 0, TF_OPTION_INT, AT(drain_s), 0, 86400, "300", "s", "Wait for the last results at most"},
-  {"vision-tokens", 0, TF_OPTION_INT, AT(vision_tokens), 0, 65536, "0", "tokens", "Of every job (0: as the load allows)"},
+  {"vision-tokens", 0, TF_OPTION_INT, AT(vision_tokens), 0, TF_VISION_TOKENS_MAX, "0", "tokens", "Of every job (0: as the load allows)"},
   {"max-new-tokens", 0, TF_OPTION_INT, AT(max_new_tokens), 1, 4096, "40", "tokens", "Longest caption"},
   {"record", 0, TF_OPTION_STRING, AT(record), 0, 0, NULL, "FILE", "Write a JSON line a job: arrived_s, finished_s, wait_ms, vision_tokens"},
   {"redis", 0, TF_OPTION_STRING, AT(redis), 0, 0, NULL, "URL", "Use the running deployment on this Redis; start nothing"},

@@ -18,7 +18,7 @@ static const tf_option options[] = {
     {"page", 'o', TF_OPTION_STRING, FIELD(page), 0, 0, NULL, "PAGE",
      "The page to write (-: to standard output); else FILE.html"},
     {"threads", 0, TF_OPTION_INT, FIELD(threads), 0, 1024, "0", "threads", "Threads for thumbnails (0: every core)"},
-    {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels",
+    {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 4e9, "250000000", "pixels",
      "Larger pictures have no thumbnail"},
 };
 const tf_program tf_report_program = {

@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/utf8.h"
+#include "proto/wire.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -41,10 +42,12 @@ static const tf_option options[] = {
      "Of the job, where it is one; an id that has ended adds none"},
     {"prompt", 'p', TF_OPTION_STRING, FIELD(prompt), 0, 0, NULL, "TEXT",
      "Question or instruction; else the model's own"},
-    {"vision-tokens", 0, TF_OPTION_INT, FIELD(tokens), 0, 65536, "0", "tokens",
+    {"vision-tokens", 0, TF_OPTION_INT, FIELD(tokens), 0, TF_VISION_TOKENS_MAX, "0", "tokens",
      "Exactly so many; 0: the queue decides"},
-    {"min-vision-tokens", 0, TF_OPTION_INT, FIELD(tokens_min), 0, 65536, "0", "tokens", "At least; 0: no limit"},
-    {"max-vision-tokens", 0, TF_OPTION_INT, FIELD(tokens_max), 0, 65536, "0", "tokens", "At most; 0: no limit"},
+    {"min-vision-tokens", 0, TF_OPTION_INT, FIELD(tokens_min), 0, TF_VISION_TOKENS_MAX, "0", "tokens",
+     "At least; 0: no limit"},
+    {"max-vision-tokens", 0, TF_OPTION_INT, FIELD(tokens_max), 0, TF_VISION_TOKENS_MAX, "0", "tokens",
+     "At most; 0: no limit"},
     {"max-new-tokens", 0, TF_OPTION_INT, FIELD(new_tokens), 0, 4096, "0", "tokens",
      "Longest caption; 0: the service's 40"},
     {"deadline-ms", 0, TF_OPTION_INT, FIELD(deadline_ms), 0, 31536e6, "0", "ms", "From now; later it is dead; 0: none"},

@@ -64,7 +64,7 @@ static const tf_option options[] = {
      "Where prepared weights are kept for the next start (off: nowhere); else ~/.cache/tokenflex"},
     {"cache-dir-mib", 0, TF_OPTION_INT, FIELD(cache_dir_mib), 1, 1048576, "2048", "MiB",
      "That they may take; those unused for longest go first"},
-    {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 1e12, "250000000", "pixels", "Larger pictures are errors"},
+    {"max-pixels", 0, TF_OPTION_INT, FIELD(max_pixels), 1, 4e9, "250000000", "pixels", "Larger pictures are errors"},
     {"drain-timeout-s", 0, TF_OPTION_INT, FIELD(drain_timeout_s), 0, 3600, "30", "s",
      "How long jobs in hand are finished on a stop"},
     {"log-level", 0, TF_OPTION_CHOICE, FIELD(log_level), 0, 0, "info", "debug|info|warn|error",
