@@ -7,17 +7,20 @@ Llama, Qwen2. Out: vision.gguf, llm.gguf, adapter.gguf, those that the folder ho
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from . import hf_llm, hf_vision
 from .gguf import GgufWriter
-from .hf_source import BLOCK_TYPES, Source, Unsupported, read_json
+from .hf_source import BLOCK_TYPES, Source, Unsupported, check_rest, check_unquantised, read_json
 from .safetensors import SafeTensors
 
 PROJECTOR = {"norm": "layernorm", "gate": "f1", "up": "f2", "down": "g"}
 LLM_KINDS = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+LLM_TYPES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+OTHER_PARTS = r"text_model\..*|(visual|text)_projection\..*|logit_.*|classifier\..*"  # beside a vision model
 IMAGE_START, IMAGE_END = "<img>", "</img>"
 COMPUTE_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
 
@@ -56,25 +59,25 @@ def release(folder: Path, config: dict[str, Any], options: argparse.Namespace) -
     check_tiles(folder, config, options)
     tensors, vision_config, llm_config = SafeTensors(folder), config["vision_config"], config["llm_config"]
     kind, size = vision_config.get("model_type"), options.image_size or config.get("force_image_size")
-    if kind not in hf_vision.PREFIXES:
-        raise Unsupported(f"{folder}: vision model {kind}")
-    vision = Source(folder, tensors, vision_config, hf_vision.PREFIXES[kind])
+    check_unquantised(folder, config, vision_config, llm_config)
+    vision = hf_vision.source_of(folder, tensors, vision_config, kind)
     writer = hf_vision.convert(vision, kind, size, options.dtype, config.get("select_layer", -1))
     llm = Source(folder, tensors, llm_config, hf_llm.PREFIXES)
-    llm_writer, _ = hf_llm.convert(llm, llm_kind(folder, llm_config), options.dtype)
+    llm_writer = hf_llm.convert(llm, llm_kind(folder, llm_config), options.dtype, (IMAGE_START, IMAGE_END))
     size = hf_vision.image_size(vision, size)
-    grid = size // vision_config["patch_size"]
-    return {"vision.gguf": writer, "llm.gguf": llm_writer,
-            "adapter.gguf": adapter(folder, tensors, options, vision_config["hidden_size"], llm_config["hidden_size"],
-                                    grid, size)}
+    grid = size // vision.need("patch_size")
+    files = {"vision.gguf": writer, "llm.gguf": llm_writer,
+             "adapter.gguf": adapter(folder, tensors, options, vision.need("hidden_size"), llm.need("hidden_size"), grid, size)}
+    check_rest(folder, tensors)
+    return files
 
 
 def llm_kind(folder: Path, config: dict[str, Any]) -> str:
     """GGUF's architecture of a configuration."""
-    names = config.get("architectures") or [f"{config.get('model_type', '').capitalize()}ForCausalLM"]
-    if names[0] not in LLM_KINDS:
-        raise Unsupported(f"{folder}: {names[0]} is not supported ({', '.join(LLM_KINDS)} are)")
-    return LLM_KINDS[names[0]]
+    name = (config.get("architectures") or [LLM_TYPES.get(config.get("model_type", ""), "an LLM of no type")])[0]
+    if name not in LLM_KINDS:
+        raise Unsupported(f"{folder}: {name} is not supported ({', '.join(LLM_KINDS)} are)")
+    return LLM_KINDS[name]
 
 
 def plan(folder: Path, options: argparse.Namespace) -> dict[str, GgufWriter]:
@@ -85,14 +88,22 @@ def plan(folder: Path, options: argparse.Namespace) -> dict[str, GgufWriter]:
     if "llm_config" in config and "vision_config" in config:
         return release(folder, config, options)
     kind, architecture = config.get("model_type", ""), (config.get("architectures") or [""])[0]
+    check_unquantised(folder, config)
     if kind in ("siglip", "clip") and "vision_config" in config:  # the pair with its text model
         kind, config = f"{kind}_vision_model", config["vision_config"]
     if kind in hf_vision.PREFIXES:
-        source = Source(folder, SafeTensors(folder), config, hf_vision.PREFIXES[kind])
-        return {"vision.gguf": hf_vision.convert(source, kind, options.image_size, options.dtype)}
-    if architecture in LLM_KINDS:
-        source = Source(folder, SafeTensors(folder), config, hf_llm.PREFIXES)
-        return {"llm.gguf": hf_llm.convert(source, LLM_KINDS[architecture], options.dtype)[0]}
+        tensors = SafeTensors(folder)
+        tensors.leave(OTHER_PARTS)
+        files = {"vision.gguf": hf_vision.convert(hf_vision.source_of(folder, tensors, config, kind), kind, options.image_size,
+                                                  options.dtype)}
+        check_rest(folder, tensors)
+        return files
+    if kind in LLM_TYPES or architecture in LLM_KINDS:
+        tensors = SafeTensors(folder)
+        llm = Source(folder, tensors, config, hf_llm.PREFIXES)
+        files = {"llm.gguf": hf_llm.convert(llm, llm_kind(folder, config), options.dtype)}
+        check_rest(folder, tensors)
+        return files
     raise Unsupported(f"{folder}: model {kind or 'of no type'} ({architecture or 'no architecture'}) is not supported; "
                       f"known are TokenFLEX releases, {', '.join(hf_vision.PREFIXES)}, {', '.join(LLM_KINDS)}")
 
@@ -141,6 +152,9 @@ def main() -> None:
     parser.add_argument("--one-tile", action="store_true", help="accept a model that was made for several tiles")
     parser.add_argument("--dry-run", action="store_true", help="tensors, shapes and memory from the headers; writes nothing")
     options = parser.parse_args()
+    squares = [math.isqrt(max(1, count)) ** 2 for count in options.counts]
+    if options.counts != squares or squares != sorted(set(squares)):
+        parser.error(f"--counts {' '.join(map(str, options.counts))}: ascending squares are wanted")
     options.dtype = BLOCK_TYPES.get(options.dtype, "keep")
     files: dict[str, GgufWriter] = {}
     try:

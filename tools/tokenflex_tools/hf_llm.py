@@ -1,6 +1,6 @@
 """Hugging Face's Llama and Qwen2 models with byte-level BPE -> llm.gguf.
 
-In: a `Source` and tokenizer.json. Out: a GgufWriter with the settings, vocabulary and tensors of GGUF's `llama` and
+In: a `Source` and the tokenizer's files. Out: a GgufWriter with the settings, vocabulary and tensors of GGUF's `llama` and
 `qwen2` architectures. Names: transformers' LlamaForCausalLM, Qwen2ForCausalLM.
 """
 
@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from .gguf import GgufWriter
-from .hf_source import Source, Unsupported, read_json
+from .hf_source import Source, Unsupported
+from .hf_tokenizer import add_tokenizer
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-QWEN2_MARK, GPT2_MARK, LLAMA3_MARK = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|", r"?\p{L}+| ?\p{N}+|", r"\p{N}{1,3}"
 LINEARS = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
            "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
            "ffn_down": "mlp.down_proj"}
@@ -29,14 +28,25 @@ def interleave(heads: int):
     return change
 
 
+def rope_base(source: Source) -> float:
+    """RoPE's base; every way to scale it is refused."""
+    config = source.config
+    for rope in (config.get("rope_scaling") or {}, config.get("rope_parameters") or {}):  # the latter: transformers 5
+        rest = {key: value for key, value in rope.items() if key not in ("rope_type", "type", "rope_theta")}
+        is_plain = rope.get("rope_type", rope.get("type")) in ("default", None)
+        if not is_plain or any(value not in (None, 1) for value in rest.values()):
+            raise Unsupported(f"{source.folder}: scaled RoPE ({rope}) is not supported")
+    if config.get("partial_rotary_factor") not in (None, 1):
+        raise Unsupported(f"{source.folder}: RoPE of a part of each head (partial_rotary_factor) is not supported")
+    return float((config.get("rope_parameters") or {}).get("rope_theta") or source.need("rope_theta", 10000.0))
+
+
 def settings(source: Source) -> dict[str, Any]:
     """What the architecture's keys say."""
-    rope = source.config.get("rope_parameters") or {}  # transformers 5
-    scaling = source.config.get("rope_scaling") or rope
-    if scaling.get("rope_type", scaling.get("type", "default")) not in ("default", None):
-        raise Unsupported(f"{source.folder}: scaled RoPE ({scaling}) is not supported")
-    if source.config.get("use_sliding_window") or source.config.get("mlp_bias"):
-        raise Unsupported(f"{source.folder}: a sliding window or biases in the MLP are not supported")
+    if source.config.get("use_sliding_window") or set(source.config.get("layer_types") or []) - {"full_attention"}:
+        raise Unsupported(f"{source.folder}: a sliding window is not supported")
+    if source.config.get("mlp_bias"):
+        raise Unsupported(f"{source.folder}: biases in the MLP are not supported")
     if source.need("hidden_act", "silu") != "silu":
         raise Unsupported(f"{source.folder}: activation {source.config['hidden_act']} (silu is known)")
     width, heads = source.need("hidden_size"), source.need("num_attention_heads")
@@ -47,49 +57,8 @@ def settings(source: Source) -> dict[str, Any]:
         "attention.key_length": source.config.get("head_dim") or width // heads,
         "context_length": source.need("max_position_embeddings"),
         "attention.layer_norm_rms_epsilon": float(source.need("rms_norm_eps")),
-        "rope.freq_base": float(rope.get("rope_theta") or source.need("rope_theta", 10000.0)),
+        "rope.freq_base": rope_base(source),
     }
-
-
-def pre_tokenizer(source: Source, tokenizer: dict[str, Any]) -> str:
-    """GGUF's name of how the text is cut before the merges."""
-    text = str(tokenizer.get("pre_tokenizer")).replace("\\\\", "\\")
-    if "Digits" in text and "'individual_digits': True" in text:
-        return "smollm"
-    if QWEN2_MARK in text:
-        return "qwen2"
-    if LLAMA3_MARK not in text and "ByteLevel" in text and ("Split" not in text or GPT2_MARK in text):
-        return "gpt-2"
-    raise Unsupported(f"{source.folder}: tokenizer.json cuts text in a way that is not supported (those of GPT-2, SmolLM2 "
-                      f"and Qwen2 are): {text[:200]}")
-
-
-def add_tokenizer(source: Source, writer: GgufWriter, vocabulary: int) -> None:
-    """tokenizer.ggml.* from tokenizer.json; ids that have no name are unused."""
-    tokenizer = read_json(source.folder / "tokenizer.json")
-    model = tokenizer.get("model", {})
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise Unsupported(f"{source.folder}: tokenizer.json must be there and hold byte-level BPE "
-                          f"(it says {model.get('type', 'nothing')}{', byte_fallback' if model.get('byte_fallback') else ''})")
-    tokens, types = [f"[unused{i}]" for i in range(vocabulary)], [UNUSED] * vocabulary
-    named = [(i, token, NORMAL) for token, i in model["vocab"].items()]
-    named += [(t["id"], t["content"], CONTROL if t["special"] else USER_DEFINED) for t in tokenizer.get("added_tokens", [])]
-    for i, token, kind in named:
-        if not 0 <= i < vocabulary:
-            raise Unsupported(f"{source.folder}: token {token!r} is number {i} of {vocabulary}")
-        tokens[i], types[i] = token, kind
-    writer.set("tokenizer.ggml.model", "gpt2")
-    writer.set("tokenizer.ggml.pre", pre_tokenizer(source, tokenizer))
-    writer.set("tokenizer.ggml.tokens", tokens)
-    writer.set("tokenizer.ggml.token_type", np.array(types, np.int32))
-    writer.set("tokenizer.ggml.merges", [m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
-    end = source.config.get("eos_token_id")
-    end = read_json(source.folder / "generation_config.json").get("eos_token_id", end)
-    end = end[0] if isinstance(end, list) else end
-    if "<|im_end|>" in tokens:  # a chat ends its turns, whatever the base model's configuration says
-        end = tokens.index("<|im_end|>")
-    if end is not None:
-        writer.set("tokenizer.ggml.eos_token_id", int(end))
 
 
 def add_tensors(source: Source, writer: GgufWriter, kind: str, values: dict[str, Any], dtype: str) -> None:
@@ -114,16 +83,17 @@ def add_tensors(source: Source, writer: GgufWriter, kind: str, values: dict[str,
                 raise Unsupported(f"{source.folder}: a bias in {origin}.{module} is not supported")
             source.add(writer, f"blk.{layer}.{name}.bias", f"{origin}.{module}.bias", shapes[name][:1], dtype)
     source.add(writer, "output_norm.weight", "model.norm.weight", (width,), dtype)
+    source.leave(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_head\.weight")  # the latter: where it is tied
     if not source.config.get("tie_word_embeddings", kind == "qwen2" and not source.has("lm_head.weight")):
         source.add(writer, "output.weight", "lm_head.weight", (vocabulary, width), dtype)
 
 
-def convert(source: Source, kind: str, dtype: str) -> tuple[GgufWriter, dict[str, Any]]:
-    """The whole file, and its settings. kind: "llama" or "qwen2"."""
+def convert(source: Source, kind: str, dtype: str, markers: tuple[str, ...] = ()) -> GgufWriter:
+    """The whole file. kind: "llama" or "qwen2"; markers: control tokens that it must have, beside ChatML's."""
     values = settings(source)
     writer = GgufWriter(architecture=kind, type="model", name=source.folder.resolve().name)
     for key, value in values.items():
         writer.set(f"{kind}.{key}", value)
-    add_tokenizer(source, writer, source.need("vocab_size"))
+    add_tokenizer(source.folder, writer, source.need("vocab_size"), markers)
     add_tensors(source, writer, kind, values, dtype)
-    return writer, values
+    return writer

@@ -6,10 +6,12 @@ Names: transformers' Dinov2Model, SiglipVisionModel, CLIPVisionModel.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .gguf import GgufWriter
 from .hf_source import Source, Unsupported, read_json
+from .safetensors import SafeTensors
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -22,15 +24,47 @@ DINOV2 = {"norm1": "norm1", "norm2": "norm2", "attn_q": "attention.attention.que
 SIGLIP = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
           "attn_v": "self_attn.v_proj", "attn_output": "self_attn.out_proj", "mlp_up": "mlp.fc1", "mlp_down": "mlp.fc2"}
 PREFIXES = {
-    "dinov2": ("", "dinov2."),
+    "dinov2": ("dinov2.", ""),
     "siglip_vision_model": ("vision_model.vision_model.", "vision_model.", ""),
     "clip_vision_model": ("vision_model.vision_model.", "vision_model.", ""),
 }
 
 
+# What transformers takes for a key that is not there: files of a pair (siglip, clip) hold only what differs from this.
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "num_channels": 3}
+DEFAULTS = {
+    "dinov2": BASE | {"mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "patch_size": 14},
+    "siglip_vision_model": BASE | {"intermediate_size": 3072, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+                                   "patch_size": 16},
+    "clip_vision_model": BASE | {"intermediate_size": 3072, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+                                 "patch_size": 32},
+}
+RESCALE = 1 / 255
+
+
+def source_of(folder: Path, tensors: SafeTensors, config: dict[str, Any], kind: str) -> Source:
+    """A vision model in a folder, its configuration completed."""
+    if kind not in PREFIXES:
+        raise Unsupported(f"{folder}: vision model {kind or 'of no type'} is not supported ({', '.join(PREFIXES)} are)")
+    return Source(folder, tensors, DEFAULTS[kind] | config, PREFIXES[kind])
+
+
+def preprocessor_of(folder: Path) -> dict[str, Any]:
+    """How pictures are prepared: what tokenflex can't do is refused."""
+    settings = (read_json(folder / "preprocessor_config.json")
+                or read_json(folder / "processor_config.json").get("image_processor", {}))  # the latter: transformers 5
+    if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", RESCALE) - RESCALE) > 1e-6:
+        raise Unsupported(f"{folder}: pictures that are not scaled to 0..1 before mean and deviation are not supported")
+    for key in ("size", "crop_size"):
+        sides = settings.get(key)
+        if isinstance(sides, dict) and len({sides[side] for side in ("height", "width") if side in sides}) > 1:
+            raise Unsupported(f"{folder}: pictures of {sides} are not supported: they must be square")
+    return settings
+
+
 def image_size(source: Source, wanted: int | None) -> int:
     """What the model is shown: the caller's wish, else the preprocessor's, else the configuration's."""
-    preprocessor = read_json(source.folder / "preprocessor_config.json")
+    preprocessor = preprocessor_of(source.folder)
     for entry in (wanted, preprocessor.get("crop_size") if preprocessor.get("do_center_crop") else None,
                   preprocessor.get("size"), source.need("image_size")):
         if isinstance(entry, dict):
@@ -42,9 +76,11 @@ def image_size(source: Source, wanted: int | None) -> int:
 
 def settings(source: Source, family: str, size: int, layers: int, final_norm: bool) -> dict[str, Any]:
     """vision.gguf's metadata."""
-    preprocessor = read_json(source.folder / "preprocessor_config.json")
+    preprocessor = preprocessor_of(source.folder)
     mean, std = {"dinov2": IMAGENET, "siglip": HALVES, "clip": CLIP_IMAGES}[family]
-    activation, patch = source.need("hidden_act", "gelu"), source.need("patch_size")
+    if not preprocessor.get("do_normalize", True):
+        preprocessor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    activation, patch = source.need("hidden_act"), source.need("patch_size")
     if activation not in ACTIVATIONS:
         raise Unsupported(f"{source.folder}: activation {activation} ({', '.join(ACTIVATIONS)} are known)")
     if size < patch:
@@ -53,8 +89,8 @@ def settings(source: Source, family: str, size: int, layers: int, final_norm: bo
     return {
         "family": family, "image_size": size, "patch_size": patch, "width": width, "layer_count": layers,
         "head_count": source.need("num_attention_heads"),
-        "mlp_width": source.config.get("intermediate_size") or width * source.need("mlp_ratio", 4),
-        "layer_norm_epsilon": float(source.need("layer_norm_eps", 1e-5 if family == "clip" else 1e-6)),
+        "mlp_width": source.config.get("intermediate_size") or int(width * source.need("mlp_ratio")),
+        "layer_norm_epsilon": float(source.need("layer_norm_eps")),
         "activation": ACTIVATIONS[activation], "class_token": family != "siglip", "pre_layer_norm": family == "clip",
         "layer_scale": family == "dinov2", "final_layer_norm": final_norm,
         "position_grid": source.need("image_size") // patch,
@@ -127,5 +163,7 @@ def convert(source: Source, kind: str, size: int | None, dtype: str, select_laye
         name = "layernorm" if family == "dinov2" else "post_layernorm"
         for part in ("weight", "bias"):
             source.add(writer, f"vision.norm.{part}", f"{name}.{part}", (values["width"],), dtype)
+    source.leave(r"embeddings\.(position_ids|mask_token)", r"head\..*", r"post_layernorm\..*", *(
+        rf"encoder\.layers?\.{layer}\..*" for layer in range(layers, count)))  # heads of other tasks, layers after the chosen one
     return writer
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import struct
 from pathlib import Path
 from typing import Any, Iterator
@@ -27,9 +28,13 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError(f"{path}: not a safetensors file")
         try:
             header = json.loads(file.read(size))
-        except ValueError as error:
+            header.pop("__metadata__", None)
+            for entry in header.values():
+                first, last = entry["data_offsets"]
+                if not 0 <= first <= last or not all(isinstance(n, int) and n >= 0 for n in entry["shape"]) or not entry["dtype"]:
+                    raise ValueError("a tensor has no place")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: its header is damaged ({error})") from None
-    header.pop("__metadata__", None)
     return header, 8 + size
 
 
@@ -38,12 +43,14 @@ class SafeTensors:
 
     def __init__(self, folder: Path):
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        elif single.exists():
+        if single.exists():  # transformers, too, takes it before an index
             files = [single.name]
+        elif index.exists():
+            files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         else:
             raise ValueError(f"{folder}: neither model.safetensors nor model.safetensors.index.json")
+        self.used: set[str] = set()       # names that a converter took
+        self.unread: dict[str, str] = {}  # tensors of other types than SIZES: counters and the like
         self._places: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
         self._maps: dict[Path, mmap.mmap] = {}
         for name in files:
@@ -51,7 +58,8 @@ class SafeTensors:
             for tensor, entry in header.items():
                 first, last = entry["data_offsets"]
                 if entry["dtype"] not in SIZES:
-                    continue  # counters and the like; a weight of such a type is then missed by name
+                    self.unread[tensor] = entry["dtype"]
+                    continue
                 if last - first != math.prod(entry["shape"]) * SIZES[entry["dtype"]]:
                     raise ValueError(f"{folder / name}: {tensor} does not fit its place")
                 self._places[tensor] = folder / name, entry["dtype"], tuple(entry["shape"]), data + first
@@ -69,6 +77,14 @@ class SafeTensors:
     def dtype(self, name: str) -> str:
         """"F32", "F16", "BF16" or "F64"."""
         return self._places[name][1]
+
+    def leave(self, pattern: str) -> None:
+        """Names that match the regular expression count as used."""
+        self.used |= {name for name in (*self._places, *self.unread) if re.fullmatch(pattern, name)}
+
+    def rest(self) -> list[str]:
+        """Names that were not used, of whatever type."""
+        return sorted({*self._places, *self.unread} - self.used)
 
     def array(self, name: str) -> np.ndarray:
         """A tensor as f32."""

@@ -11,19 +11,18 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from .gguf import GgufReader
+from .hf_tokenizer import QWEN2_PIECES
 from .reference_llm import Prompt
 
-QWEN2_PIECES = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-                r"|\s+(?!\S)|\s+")
-
-
 def build(metadata: dict[str, Any]) -> Tokenizer:
-    """Tokenizer of GGUF metadata `tokenizer.ggml.*` (model gpt2; pre smollm or qwen2)."""
+    """Tokenizer of GGUF metadata `tokenizer.ggml.*` (model gpt2; pre smollm, gpt-2 or qwen2)."""
     ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
     if metadata["tokenizer.ggml.pre"] == "smollm":
         steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    elif metadata["tokenizer.ggml.pre"] == "gpt-2":
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     elif metadata["tokenizer.ggml.pre"] == "qwen2":
         steps = [pre_tokenizers.Split(Regex(QWEN2_PIECES), "isolated"),
                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
