@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
 import random
 import time
 from pathlib import Path
@@ -21,10 +22,11 @@ import torch.nn.functional as F
 from tokenflex_tools.gguf import GgufReader
 
 from . import data, export, team, vision
+from .cached import digest_of_file
 from .features import Cache
-from .model import Adapter, Language, Projector, lora_scale
+from .model import Adapter, Language, Projector, check_fit, lora_scale
 from .pictures import Pictures
-from .sequences import Words, epoch, hidden_states, lay_out, take
+from .sequences import Words, check_budget, epoch, hidden_states, lay_out, left_of, take
 
 COMMON_TOKENS = 2000  # ids of the commonest pieces: kept in the loss's vocabulary, said in a caption or not
 GRADIENT_NORM_MAX = 1.0
@@ -42,7 +44,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=60, help="budget; the learning rate falls to its end by then")
     parser.add_argument("--steps", type=int, default=0, help="budget in steps instead: a run that the seed repeats")
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 144, 256])
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.3, 0.5], help="how often each count is drawn")
+    parser.add_argument("--shares", type=float, nargs="+", help="how often each count is drawn")
     parser.add_argument("--batch", type=int, default=16, help="images a step, all workers together")
     parser.add_argument("--captions", type=int, default=5, help="captions of an image in a sequence, at most")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the LLM's LoRA")
@@ -74,6 +76,7 @@ def start(options: argparse.Namespace) -> tuple[Adapter, dict[str, Any]]:
 
 def run(options: argparse.Namespace, work: Callable) -> None:
     """A phase in all its workers."""
+    check_budget(options)
     options.out.mkdir(parents=True, exist_ok=True)
     team.run(options.workers, sum(tensor.numel() for tensor in start(options)[0].values()), work, options)
 
@@ -82,9 +85,10 @@ class Trainer:
     """What training through the LLM shares: models, optimiser, budget, checkpoints. A phase gives the loss."""
 
     def __init__(self, crew: team.Team, options: argparse.Namespace):
+        check_budget(options)
         self.team, self.options = crew, options
         self.state_path = options.out / "last.pt"
-        state = torch.load(self.state_path, map_location="cpu") if self.state_path.exists() else None
+        state = self._resumed()
         if state:
             self.adapter, self.metadata = state["adapter"], state["metadata"]
         else:
@@ -94,6 +98,7 @@ class Trainer:
         self.adapter = {name: tensor.clone().requires_grad_() for name, tensor in self.adapter.items()}
         self.average: Adapter = {name: tensor.detach().clone() for name, tensor in self.adapter.items()}
         file = GgufReader(options.model / "llm.gguf")
+        check_fit(self.adapter, self.metadata, GgufReader(options.model / "vision.gguf"), file)
         dtype = torch.float32 if options.f32 else torch.bfloat16
         self.words = Words(file, self.metadata["tokenflex.prompt"])
         self.llm = Language(file, lora_scale(self.adapter, self.metadata), dtype, KERNELS if options.fast else None)
@@ -111,9 +116,35 @@ class Trainer:
             self.average, self.step, self.elapsed = state["average"], state["step"], state["elapsed"]
             self.optimiser.load_state_dict(state["optimiser"])
         self.merge()
-        self.views = random.Random(options.seed * 100 + crew.rank)
-        self._cache = None if self.vision else Cache(options.cache, "train", self.adapter, self.metadata)
-        self._pictures = Pictures(options.cache, "train", self.vision.settings) if self.vision else None
+        self.views = random.Random()
+        names = [example.file for example in data.read_captions(options.data, "train")]
+        self._cache = self._pictures = None
+        if self.vision:
+            self._pictures = Pictures(options.cache, "train", self.vision.settings, names)
+        else:
+            self._cache = Cache(options.cache, "train", self.adapter, self.metadata, names, options.model / "vision.gguf")
+
+    def _resumed(self) -> dict[str, Any] | None:
+        """The checkpoint of this run; None: there is none. That of another run is refused."""
+        self.begun = digest_of_file(self.options.start)
+        if not self.state_path.exists():
+            return None
+        try:
+            state = torch.load(self.state_path, map_location="cpu")
+            begun, options = state.get("begun", {}), self.begun_with()
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, AttributeError) as error:
+            why = str(error).splitlines()[0]
+            raise SystemExit(f"{self.state_path} is damaged ({why}): remove it, or name another --out") from None
+        for name, value in begun.items():
+            if options[name] != value:
+                what = "that began from another adapter" if name == "start" else f"with --{name} {value}, not {options[name]}"
+                raise SystemExit(f"{self.state_path} is of a run {what}: name another --out, or remove it")
+        return state
+
+    def begun_with(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one that began it."""
+        return {"start": self.begun, "seed": self.options.seed, "counts": self.options.counts, "shares": self.options.shares,
+                "batch": self.options.batch}
 
     def merge(self) -> None:
         """The adapter's present values into the models' weights."""
@@ -137,6 +168,18 @@ class Trainer:
         """0 .. 1, the same for every worker."""
         done = self.step / self.options.steps if self.options.steps else self.minutes() / self.options.minutes
         return self.team.share([done])[0]
+
+    def left(self) -> float | None:
+        """Minutes, about."""
+        done = self.step / self.options.steps if self.options.steps else self.minutes() / self.options.minutes
+        return left_of(self.minutes(), min(1.0, done))
+
+    def seed_step(self) -> int:
+        """What is drawn in a step depends on seed, step and worker alone: a run that goes on draws as an unbroken one."""
+        seed = (self.options.seed * 1000003 + self.step) * 101 + self.team.rank
+        self.views.seed(seed)
+        torch.manual_seed(seed)
+        return seed
 
     def draw_count(self) -> int:
         """This step's token count: one for the whole batch."""
@@ -178,7 +221,7 @@ class Trainer:
         partial = self.state_path.with_suffix(".partial")
         torch.save({"adapter": {name: tensor.detach() for name, tensor in self.adapter.items()}, "average": self.average,
                     "metadata": self.metadata, "optimiser": self.optimiser.state_dict(), "step": self.step,
-                    "elapsed": self.minutes() * 60}, partial)
+                    "elapsed": self.minutes() * 60, "begun": self.begun_with()}, partial)
         partial.rename(self.state_path)
         export.write(self.options.out / "adapter.gguf", self.average, self.metadata)
 
@@ -214,7 +257,6 @@ def augment(features: torch.Tensor, dropped: float, side: float) -> torch.Tensor
 def train(crew: team.Team, options: argparse.Namespace) -> None:
     """One worker's run."""
     trainer = Trainer(crew, options)
-    torch.manual_seed(options.seed * 100 + crew.rank)
     captions = [[trainer.words.encode(c) for c in e.captions] for e in data.read_captions(options.data, "train")]
     said = {token for group in captions for caption in group for token in caption}
     allowed = torch.tensor(sorted(said | set(range(min(COMMON_TOKENS, len(trainer.llm.embedding))))))
@@ -225,6 +267,7 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
     per_epoch = len(epoch(lengths, options.batch, 0))
     smooth, first, present, batches = 0.0, trainer.step, -1, []
     while (progress := trainer.progress()) < 1:
+        trainer.seed_step()
         number, at = divmod(trainer.step, per_epoch)
         if number != present:
             present, batches = number, epoch(lengths, options.batch, options.seed * 1009 + number)
@@ -244,7 +287,7 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
         smooth += (total - smooth) / min(trainer.step - first, 20)
         if trainer.step % 10 == 0 or trainer.step == 1:
             trainer.report(loss=round(smooth, 4), count=count, epoch=round(trainer.step / per_epoch, 3),
-                           rate=trainer.optimiser.param_groups[0]["lr"], left=round(options.minutes - trainer.minutes(), 1))
+                           rate=trainer.optimiser.param_groups[0]["lr"], left=trainer.left())
         trainer.save()
     trainer.save(force=True)
 

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--f32", action="store_true")
     options = parser.parse_args()
     evaluation, random = Evaluation(options), np.random.default_rng(1)
-    files = dict(data.read_files(options.data))
+    files = data.load(options.data, (example.file for example in evaluation.examples))
     signals: dict[str, list[float]] = {}
     for row, example in enumerate(evaluation.examples):
         values = jpeg_signals(files[example.file])

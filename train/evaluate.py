@@ -22,7 +22,7 @@ from tokenflex_tools.gguf import GgufReader
 
 from . import data, export
 from .features import Cache
-from .model import Language, Projector, generate, lora_scale
+from .model import Language, Projector, check_fit, generate, lora_scale
 from .sequences import Words, hidden_states, lay_out
 
 BATCH = 25
@@ -31,6 +31,8 @@ NEW_TOKENS_MAX = 40
 
 def scores(references: list[list[str]], captions: list[str]) -> dict[str, float]:
     """BLEU-1..4, METEOR, ROUGE-L and CIDEr-D of one caption an image against its references."""
+    if shutil.which("java") is None:
+        raise SystemExit("java is missing, which the COCO evaluation's tokenizer runs in (tools/install-packages train)")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -54,11 +56,14 @@ class Evaluation:
     def __init__(self, options: argparse.Namespace):
         adapter, metadata = export.read(options.adapter)
         file = GgufReader(options.model / "llm.gguf")
+        check_fit(adapter, metadata, GgufReader(options.model / "vision.gguf"), file)
         self.llm = Language(file, lora_scale(adapter, metadata), torch.float32 if options.f32 else torch.bfloat16)
         self.llm.merge(adapter)
         self.adapter, self.projector, self.words = adapter, Projector(metadata), Words(file, metadata["tokenflex.prompt"])
-        self.cache = Cache(options.cache, options.split, adapter, metadata)
-        self.examples = data.read_captions(options.data, options.split)[:options.images or None]
+        examples = data.read_captions(options.data, options.split)
+        self.cache = Cache(options.cache, options.split, adapter, metadata, [example.file for example in examples],
+                           options.model / "vision.gguf")
+        self.examples = examples[:options.images or None]
 
     def prefix(self, rows: list[int], count: int) -> torch.Tensor:
         """Prompt embeddings of some images."""

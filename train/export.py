@@ -19,8 +19,11 @@ from .model import Adapter
 
 
 def read(path: Path) -> tuple[Adapter, dict[str, Any]]:
-    """adapter.gguf -> f32 tensors by name, and its metadata."""
-    file = GgufReader(path)
+    """adapter.gguf -> f32 tensors by name, and its metadata. What can't be read ends the program."""
+    try:
+        file = GgufReader(path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"no adapter can be read: {error}") from None
     return {name: torch.from_numpy(file.array(name).copy()) for name in file}, dict(file.metadata)
 
 
@@ -45,7 +48,7 @@ def metadata_of(vision: GgufReader, llm: GgufReader, counts: list[int], hidden: 
         "adapter.lora.alpha": float(alpha), "tokenflex.token_counts": counts,
         "tokenflex.grid": size // vision.metadata["tokenflex.vision.patch_size"], "tokenflex.image_size": size,
         "tokenflex.pooling": pooling, "tokenflex.vision_width": vision.metadata["tokenflex.vision.width"],
-        "tokenflex.llm_width": llm.metadata["llama.embedding_length"], "tokenflex.hidden": hidden,
+        "tokenflex.llm_width": llm.metadata[f"{llm.metadata['general.architecture']}.embedding_length"], "tokenflex.hidden": hidden,
         "tokenflex.layer_norm_epsilon": 1e-5, "tokenflex.prompt": prompt,
     }
 

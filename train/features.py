@@ -10,7 +10,6 @@ Run: python -m train.features --data DIR --model DIR --cache DIR [--views plain 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import time
 import zlib
@@ -24,7 +23,7 @@ from PIL import Image
 from tokenflex_tools.gguf import GgufReader
 from tokenflex_tools.reference_vision import normalise
 
-from . import data, export, pictures, vision
+from . import cached, data, export, pictures, vision
 from .model import Adapter
 
 BATCH = 16
@@ -57,16 +56,25 @@ def compute(model: vision.Vision, images: list[np.ndarray]) -> np.ndarray:
         return model.features(pixels).float().numpy().astype(np.float16)
 
 
+def note_of(model: vision.Vision, names: list[str]) -> cached.Note:
+    """What features are of, beside the adapter's ViT, which is in the array's name."""
+    return {"pictures": cached.digest(names), "vision": cached.digest_of_file(model.path)}
+
+
+def shape_of(settings: dict[str, Any], names: list[str]) -> tuple[int, int, int]:
+    """[images, patches, width] of a split by a ViT with these settings."""
+    return len(names), (settings["image_size"] // settings["patch_size"]) ** 2, settings["width"]
+
+
 def write_view(model: vision.Vision, files: dict[str, bytes], names: list[str], view_name: str, path: Path) -> None:
     """Writes one array; it appears under its name only when it is complete."""
-    settings = model.settings
-    shape = (len(names), (settings["image_size"] // settings["patch_size"]) ** 2, settings["width"])
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    settings, shape = model.settings, shape_of(model.settings, names)
+    partial = cached.begin(path, note_of(model, names))
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
     start = time.monotonic()
     for first in range(0, len(names), BATCH):
         batch = names[first:first + BATCH]
-        images = [view(data.decode(files[name], settings["image_size"]), view_name, name) for name in batch]
+        images = [view(data.decode(files[name], settings["image_size"], name), view_name, name) for name in batch]
         array[first:first + len(batch)] = compute(model, images)
         if first // BATCH % 25 == 0:
             print(f"{path.name}: {first}/{len(names)}, {time.monotonic() - start:.0f} s", flush=True)
@@ -77,19 +85,29 @@ def write_view(model: vision.Vision, files: dict[str, bytes], names: list[str], 
 class Cache:
     """Reads what this module wrote: features of one split by the adapter's ViT, in all the views that are there."""
 
-    def __init__(self, folder: Path, split: str, adapter: Adapter, metadata: dict[str, Any]):
+    def __init__(self, folder: Path, split: str, adapter: Adapter, metadata: dict[str, Any], names: list[str], file: Path):
+        """names: the split's images; file: vision.gguf. An array of others is refused."""
         ending = f"{vision.tag(adapter, metadata)}.npy"
-        self.views = {path.name[len(split) + 1:-len(ending)]: np.load(path, mmap_mode="r")
-                      for path in sorted(folder.glob(f"{split}.*{ending}"))
-                      if VIEW.fullmatch(path.name[len(split) + 1:-len(ending)])}
-        if "plain" not in self.views:
+        paths = {path.name[len(split) + 1:-len(ending)]: path for path in sorted(folder.glob(f"{split}.*{ending}"))}
+        if "plain" not in paths:
             command = "train.features --adapter FILE" if vision.learns(adapter) else "train.features"
             raise SystemExit(f"{folder}: no {split}.plain{ending}; run {command} first")
+        settings = {key.removeprefix("tokenflex.vision."): value for key, value in GgufReader(file).metadata.items()}
+        note, shape = {"pictures": cached.digest(names), "vision": cached.digest_of_file(file)}, shape_of(settings, names)
+        self.views = {name: cached.load(path, note, shape) for name, path in paths.items() if VIEW.fullmatch(name)}
 
     def take(self, rows: list[int], views: list[str] | None = None) -> torch.Tensor:
         """Features [rows, patches, width] f32; `views` names one view for each row, plain without."""
         views = views or ["plain"] * len(rows)
         return torch.from_numpy(np.stack([self.views[name][row] for row, name in zip(rows, views)]).astype(np.float32))
+
+
+def check_view(model: vision.Vision, names: list[str], name: str, path: Path) -> None:
+    """Ends the program where the array that is there is not the one that would be written."""
+    if name == pictures.NAME:
+        pictures.Pictures(path.parent, path.name.split(".")[0], model.settings, names)
+    else:
+        cached.load(path, note_of(model, names), shape_of(model.settings, names))
 
 
 def main() -> None:
@@ -107,17 +125,21 @@ def main() -> None:
     model = vision.Vision(GgufReader(options.model / "vision.gguf"), torch.float32 if options.f32 else torch.bfloat16)
     adapter, metadata = export.read(options.adapter) if options.adapter else ({}, {})
     model.merge(adapter, metadata)
-    files = dict(data.read_files(options.data))
-    for name in options.views:
-        for split in options.splits if name == "plain" else ["train"]:
-            path = options.cache / f"{split}.{name}{'' if name == pictures.NAME else vision.tag(adapter, metadata)}.npy"
-            names = [example.file for example in data.read_captions(options.data, split)]
-            if path.exists():
-                continue
-            if name == pictures.NAME:
-                pictures.write(files, names, path, model.settings["image_size"])
-            else:
-                write_view(model, files, names, name, path)
+    splits = {split: [example.file for example in data.read_captions(options.data, split)]
+              for split in ({*options.splits, "train"} if set(options.views) - {"plain"} else options.splits)}
+    wanted = [(name, split) for name in options.views for split in (options.splits if name == "plain" else ["train"])]
+    paths = {(name, split): options.cache / f"{split}.{name}{'' if name == pictures.NAME else vision.tag(adapter, metadata)}.npy"
+             for name, split in wanted}
+    for (name, split), path in paths.items():
+        if path.exists():
+            check_view(model, splits[split], name, path)
+    missing = {key: path for key, path in paths.items() if not path.exists()}
+    files = data.load(options.data, {file for _, split in missing for file in splits[split]}) if missing else {}
+    for (name, split), path in missing.items():
+        if name == pictures.NAME:
+            pictures.write(files, splits[split], path, model.settings["image_size"])
+        else:
+            write_view(model, files, splits[split], name, path)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,29 @@ Adapter = dict[str, torch.Tensor]
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 
 
+def check_fit(adapter: Adapter, metadata: dict[str, Any], vision: GgufReader, llm: GgufReader) -> None:
+    """Ends the program where an adapter is not one for these two models, or has no LoRA for the LLM to learn with."""
+    settings, architecture = vision.metadata, llm.metadata["general.architecture"]
+    pairs = {"vision_width": settings["tokenflex.vision.width"], "image_size": settings["tokenflex.vision.image_size"],
+             "llm_width": llm.metadata[f"{architecture}.embedding_length"]}
+    for name, value in pairs.items():
+        if metadata.get(f"tokenflex.{name}") != value:
+            raise SystemExit(f"the adapter is for another model: {name} {metadata.get(f'tokenflex.{name}')}, not {value}")
+    loras = [name for name in adapter if name.endswith(".lora_a")]
+    for name in loras:
+        weight, file = name.removesuffix(".lora_a"), vision if name.startswith("vision.") else llm
+        rows, columns = adapter[f"{weight}.lora_b"].shape[0], adapter[name].shape[1]
+        if file.shapes.get(weight) != (rows, columns):
+            raise SystemExit(f"the adapter is for another model: its LoRA of {weight} is {[rows, columns]}, not "
+                             f"{list(file.shapes.get(weight, ()))}")
+    layers = range(llm.metadata[f"{architecture}.block_count"])
+    if missing := {f"blk.{i}.{name}.weight.lora_a" for i in layers for name in LORA_LINEARS} - set(loras):
+        raise SystemExit(f"the adapter has no LoRA for {len(missing)} of the LLM's linears, {min(missing)} for one: begin with "
+                         "train.words")
+    if {"tokenflex.system", "tokenflex.image_start"} & metadata.keys():
+        raise SystemExit("the adapter's prompt has a system turn or tokens around the image, which training doesn't know")
+
+
 def lora_scale(adapter: Adapter, metadata: dict[str, Any]) -> float:
     """alpha / rank of the LLM's LoRA."""
     rank = next(tensor.shape[0] for name, tensor in adapter.items() if name.startswith("blk.") and name.endswith("lora_a"))
@@ -107,7 +130,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 
 def layer_forward(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None,
                   norms: tuple[torch.Tensor, torch.Tensor], weights: list[torch.Tensor],
-                  factors: list[list[torch.Tensor]], past: tuple[torch.Tensor, torch.Tensor] | None,
+                  factors: list[list[torch.Tensor]], bias: torch.Tensor | None,
+                  past: tuple[torch.Tensor, torch.Tensor] | None,
                   shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One block: residual x [batch, tokens, width] f32 -> the next one, and this call's k and v behind those of `past`."""
     batch, tokens, _ = x.shape
@@ -118,7 +142,8 @@ def layer_forward(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: t
         return MergedLinear.apply(u, weights[group], shape.scale, *factors[group])
 
     u = rms_norm(x, norms[0], shape.epsilon, weights[0].dtype)
-    qkv = linear(u, 0).view(batch, tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim)
+    qkv = linear(u, 0) if bias is None else linear(u, 0) + bias
+    qkv = qkv.view(batch, tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim)
     qk = rotate(qkv[:, :, :shape.heads + shape.kv_heads], cos, sin).transpose(1, 2)
     q, k, v = qk[:, :shape.heads], qk[:, shape.heads:], qkv[:, :, shape.heads + shape.kv_heads:].transpose(1, 2)
     if past is not None:
@@ -151,30 +176,46 @@ class Projector:
 
 
 class Language:
-    """The frozen LLM (GGUF's llama architecture) with merged LoRA. fast: the folder of fast.py's compiled kernels."""
+    """The frozen LLM (GGUF's llama and qwen2 architectures) with merged LoRA. fast: the folder of fast.py's compiled kernels."""
 
     def __init__(self, file: GgufReader, scale: float, dtype: torch.dtype, fast: Path | None = None):
-        setting = {key: file.metadata[f"llama.{key}"] for key in (
+        architecture = file.metadata["general.architecture"]
+        if architecture not in ("llama", "qwen2"):
+            raise SystemExit(f"{file.path}: architecture {architecture} is not supported")
+        setting = {key: file.metadata[f"{architecture}.{key}"] for key in (
             "block_count", "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
             "rope.freq_base", "embedding_length")}
         self.layer_count, self.width = setting["block_count"], setting["embedding_length"]
         heads, self.epsilon = setting["attention.head_count"], setting["attention.layer_norm_rms_epsilon"]
-        self.head_dim, self.rope_base = self.width // heads, setting["rope.freq_base"]
+        self.head_dim = file.metadata.get(f"{architecture}.attention.key_length", self.width // heads)
+        self.is_interleaved, self.rope_base = architecture == "llama", setting["rope.freq_base"]
         self.shape = LayerShape(heads, setting["attention.head_count_kv"], self.head_dim, self.epsilon, scale)
         self.dtype = dtype
         self.embedding = torch.from_numpy(file.array("token_embd.weight").copy())
-        self.head = self.embedding.to(dtype)
+        output = "output.weight" if "output.weight" in file else "token_embd.weight"  # the latter: tied
+        self.head = torch.from_numpy(file.array(output).copy()).to(dtype)
         self.norms = {name: torch.from_numpy(file.array(name).copy()) for name in file if name.endswith("norm.weight")}
         self.base = [[torch.cat([self._rows(name, torch.from_numpy(file.array(f"blk.{layer}.{name}.weight").copy()))
                                  for name in group]).to(dtype) for group in GROUPS] for layer in range(self.layer_count)]
+        self.biases = [self._biases(file, layer) for layer in range(self.layer_count)]
+        if fast is not None and any(bias is not None for bias in self.biases):
+            raise SystemExit("the fast pass knows no biases, which this LLM has: leave out --fast")
         self.merged = self.base
         self.packed: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # A and B of each layer and group, merged last
         self.rows_of = {name: file.shapes[f"blk.0.{name}.weight"][0] for group in GROUPS for name in group}
         self.fast = None if fast is None else Pass(self, fast)
 
+    def _biases(self, file: GgufReader, layer: int) -> torch.Tensor | None:
+        """Those of q, k and v in one, where there are any."""
+        names = [(name, f"blk.{layer}.{name}.bias") for name in GROUPS[0]]
+        if not any(full in file for _, full in names):
+            return None
+        parts = [self._rows(name, torch.from_numpy(file.array(full).copy())) for name, full in names]
+        return torch.cat(parts).to(self.dtype)
+
     def _rows(self, name: str, matrix: torch.Tensor, back: bool = False) -> torch.Tensor:
-        """Rows from the interleaved to the half-split order where the matrix makes q or k; `back`: the other way."""
-        if name not in ("attn_q", "attn_k"):
+        """Rows from GGUF's order to the half-split one where the matrix makes q or k; `back`: the other way."""
+        if name not in ("attn_q", "attn_k") or not self.is_interleaved:
             return matrix
         split = (2, self.head_dim // 2) if back else (self.head_dim // 2, 2)
         return matrix.reshape(-1, *split, *matrix.shape[1:]).transpose(1, 2).reshape(matrix.shape)
@@ -238,7 +279,8 @@ class Language:
             norms = self.norms[f"{block}.attn_norm.weight"], self.norms[f"{block}.ffn_norm.weight"]
             factors = [] if adapter is None else [self.factors(adapter, layer, group) for group in GROUPS]
             past = cache[layer] if cache is not None and len(cache) > layer else None
-            x, k, v = layer_forward(x, cos, sin, mask, norms, self.merged[layer], factors, past, self.shape)
+            x, k, v = layer_forward(x, cos, sin, mask, norms, self.merged[layer], factors, self.biases[layer], past,
+                                    self.shape)
             if cache is not None:
                 cache[layer:layer + 1] = [(k, v)]
         return rms_norm(x, self.norms["output_norm.weight"], self.epsilon, self.dtype)
@@ -303,7 +345,8 @@ def generate(model: Language, prefix: torch.Tensor, end: int, tokens_max: int, s
 def new_adapter(file: GgufReader, vision_width: int, hidden: int, rank: int, seed: int) -> Adapter:
     """Random projector and A, zero B."""
     random = torch.Generator().manual_seed(seed)
-    width = file.metadata["llama.embedding_length"]
+    architecture = file.metadata["general.architecture"]
+    width = file.metadata[f"{architecture}.embedding_length"]
 
     def matrix(rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
         return torch.randn(rows, columns, generator=random) * gain / math.sqrt(columns)
@@ -312,7 +355,7 @@ def new_adapter(file: GgufReader, vision_width: int, hidden: int, rank: int, see
     for name, rows, columns in (("gate", hidden, vision_width), ("up", hidden, vision_width), ("down", width, hidden)):
         adapter[f"projector.{name}.weight"] = matrix(rows, columns)
         adapter[f"projector.{name}.bias"] = torch.zeros(rows)
-    for layer in range(file.metadata["llama.block_count"]):
+    for layer in range(file.metadata[f"{architecture}.block_count"]):
         for linear in LORA_LINEARS:
             name = f"blk.{layer}.{linear}.weight"
             rows, columns = file.shapes[name]

@@ -6,7 +6,6 @@ captions file; batches of normalised pixels.
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import data
+from . import cached, data
 
 NAME = "pixels"
 ROOM = 9 / 7  # sides against what the ViT sees: parts of a picture keep their detail
@@ -24,22 +23,24 @@ ROOM = 9 / 7  # sides against what the ViT sees: parts of a picture keep their d
 def write(files: dict[str, bytes], names: list[str], path: Path, image_size: int) -> None:
     """Decodes all images into one array for a ViT that sees `image_size`; it appears under its name only when it is complete."""
     side = round(image_size * ROOM)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = cached.begin(path, {"pictures": cached.digest(names)})
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(names), side, side, 3))
     for row, name in enumerate(names):
-        array[row] = data.decode(files[name], side)
+        array[row] = data.decode(files[name], side, name)
     array.flush()
     partial.rename(path)
 
 
 class Pictures:
-    """Reads what this module wrote, of one split, for a ViT with these settings."""
+    """Reads what this module wrote, of one split with these images, for a ViT with these settings."""
 
-    def __init__(self, folder: Path, split: str, settings: dict[str, Any]):
+    def __init__(self, folder: Path, split: str, settings: dict[str, Any], names: list[str]):
         path = folder / f"{split}.{NAME}.npy"
         if not path.exists():
             raise SystemExit(f"{path} is not there: run train.features --views {NAME} first")
-        self._pixels, self._size = np.load(path, mmap_mode="r"), settings["image_size"]
+        side = round(settings["image_size"] * ROOM)
+        self._pixels = cached.load(path, {"pictures": cached.digest(names)}, (len(names), side, side, 3))
+        self._size = settings["image_size"]
         self._mean, self._std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
 
     def take(self, rows: list[int], views: random.Random, least: float) -> torch.Tensor:

@@ -21,13 +21,8 @@ from .evaluate import scores
 
 def unpack(source: Path, wanted: set[str], target: Path) -> None:
     """Writes the wanted images of a data folder, wherever they lie in it, into one folder."""
-    found = set()
-    for name, content in data.read_files(source):
-        if name in wanted:
-            (target / name).write_bytes(content)
-            found.add(name)
-    if missing := wanted - found:
-        raise SystemExit(f"{source}: {len(missing)} images are missing, {min(missing)} for one")
+    for name, content in data.load(source, wanted).items():
+        (target / name).write_bytes(content)
 
 
 def caption(program: Path, model: Path, images: Path, count: int, extra: list[str]) -> tuple[dict[str, str], float]:

@@ -78,7 +78,7 @@ def train(crew: team.Team, options) -> None:
     """One worker's run."""
     trainer = Trainer(crew, options)
     words, llm = trainer.words, trainer.llm
-    draws = torch.Generator().manual_seed(options.seed * 100 + crew.rank)
+    draws = torch.Generator()
     examples = data.read_captions(options.data, "train")
     reward = CiderReward([example.captions for example in examples])
     allowed = torch.tensor(sorted({t for e in examples for caption in e.captions for t in words.encode(caption)}))
@@ -88,6 +88,7 @@ def train(crew: team.Team, options) -> None:
     per_epoch, first = len(epoch([0] * len(examples), options.batch, 0)), trainer.step
     smooth, present, batches = 0.0, -1, []
     while (progress := trainer.progress()) < 1:
+        draws.manual_seed(trainer.seed_step())
         number, at = divmod(trainer.step, per_epoch)
         if number != present:
             present, batches = number, epoch([0] * len(examples), options.batch, options.seed * 2003 + number)
@@ -110,7 +111,7 @@ def train(crew: team.Team, options) -> None:
         smooth += (total / drawn - smooth) / min(trainer.step - first, 20)
         if trainer.step % 5 == 0 or trainer.step == 1:
             trainer.report(reward=round(smooth, 4), count=count, length=round(tokens / drawn, 1),
-                           left=round(options.minutes - trainer.minutes(), 1))
+                           left=trainer.left())
         trainer.save()
     trainer.save(force=True)
 

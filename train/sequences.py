@@ -8,6 +8,7 @@ every token sees exactly what it sees when the caption is generated alone.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +102,30 @@ def hidden_states(model: Language, prefix: torch.Tensor, layout: Layout, adapter
     return hidden.reshape(-1, hidden.shape[-1])[layout.rows]
 
 
+def check_budget(options: Any) -> None:
+    """Ends the program where a phase's options don't fit together; fills in the shares that go without saying."""
+    counts = options.counts
+    if options.shares is None:
+        options.shares = {1: [1.0], 3: [0.2, 0.3, 0.5]}.get(len(counts), [1 / len(counts)] * len(counts))
+    if any(count < 1 or math.isqrt(count) ** 2 != count for count in counts) or counts != sorted(set(counts)):
+        raise SystemExit(f"--counts {' '.join(map(str, counts))}: ascending squares are wanted")
+    if len(options.shares) != len(counts) or min(options.shares) < 0 or sum(options.shares) <= 0:
+        raise SystemExit(f"--shares: {len(counts)} numbers are wanted, one for each of --counts")
+    if options.steps < 0 or options.steps == 0 and options.minutes <= 0:
+        raise SystemExit("--minutes or --steps: more than 0 are wanted")
+    if options.batch < getattr(options, "workers", 1):
+        raise SystemExit(f"--batch {options.batch} leaves some of {options.workers} workers without an image")
+
+
+def left_of(minutes: float, progress: float) -> float | None:
+    """Minutes left of a phase, however its budget is given; None: too early to say."""
+    return round(minutes / progress - minutes, 1) if progress > 0 else None
+
+
 def epoch(lengths: list[int], batch: int, seed: int) -> list[list[int]]:
     """Rows of each batch of one epoch: random, but of like length within a batch. The last odd rows wait for the next."""
+    if len(lengths) < batch:
+        raise SystemExit(f"{len(lengths)} images are fewer than a batch of {batch}: give a smaller --batch")
     order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
     batches: list[list[int]] = []

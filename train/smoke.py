@@ -29,7 +29,8 @@ from tokenflex_tools.reference_llm import LanguageModel, greedy
 from tokenflex_tools.reference_vision import Projector as ReferenceProjector
 from tokenflex_tools.reference_vision import VisionModel
 
-from . import captions, data, export, features, model, pictures, rewards, sequences, table, team, vision, words
+from . import (captions, data, export, features, model, pictures, rewards, sequences, smoke_faults, table, team, vision,
+               words)
 
 SHAPES, COLOURS = ("circle", "square", "triangle"), ("red", "green", "blue", "white")
 COUNTS = [4, 9, 16]
@@ -98,8 +99,9 @@ def write_data(folder: Path) -> None:
 def cache_features(folder: Path, model_file: Path) -> None:
     """What train.features does, in f32."""
     (folder / "cache").mkdir()
-    vit, files = vision.Vision(GgufReader(model_file), torch.float32), dict(data.read_files(folder))
+    vit = vision.Vision(GgufReader(model_file), torch.float32)
     names = [example.file for example in data.read_captions(folder, "train")]
+    files = data.load(folder, names)
     for view in ("plain", "flip"):
         features.write_view(vit, files, names, view, folder / f"cache/train.{view}.npy")
     pictures.write(files, names, folder / f"cache/train.{pictures.NAME}.npy", vit.settings["image_size"])
@@ -245,7 +247,7 @@ def check_export(folder: Path, tiny: Path, program: Path | None) -> None:
         shutil.copyfile(tiny / name, folder / "model" / name)
     shutil.copyfile(adapter_path, folder / "model/adapter.gguf")
     for count in COUNTS:
-        x = features.Cache(folder / "cache", "dev", adapter, metadata).take(list(range(len(examples))))
+        x = features.Cache(folder / "cache", "dev", adapter, metadata, names, tiny / "vision.gguf").take(list(range(len(examples))))
         prefix = llm.prefix(text.prompt, projector(adapter, x, count, torch.float32))
         mine = [text.decode(ids) for ids in model.generate(llm, prefix, text.end, NEW_TOKENS_MAX).tolist()]
         theirs = [reference_caption(tiny, adapter_path, images[example.file], count) for example in examples]
@@ -304,6 +306,8 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     check_table(folder)
     check_vision(tiny)
     check_fast(tiny, folder / "kernels")
+    smoke_faults.check_data(folder / "faults", check)
+    smoke_faults.check_languages(folder, check)
     sequences.load_tokenizer = lambda file: AsciiTokenizer(file.metadata)
     write_data(folder)
     cache_features(folder, tiny / "vision.gguf")
@@ -318,6 +322,9 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     team.run(1, 0, captions.train, options)
     log = losses_of(paths["out"], "loss")
     check(log[-1] < 0.5 * log[0], f"captions: loss {log[0]:.3f} -> {log[-1]:.3f}")
+    smoke_faults.check_cache(folder, tiny, check)
+    smoke_faults.check_resume(lambda out, *extra: options_of(captions.options_parser(), paths | {"out": folder / out}, "--steps",
+                                                             "8", "--noise", "0.3", *budget, *extra), check)
     paths |= {"start": folder / "captions/adapter.gguf", "out": folder / "seeing"}
     team.run(1, 0, captions.train, options_of(captions.options_parser(), paths, "--steps", "12", "--rate", "1e-3", "--crop", "0.9",
                                               "--vision-rank", "2", "--vision-rate", "1e-2", "--average", "0.8", *budget))

@@ -70,4 +70,7 @@ def run(size: int, gradient_count: int, work: Callable, *arguments: Any) -> None
     barrier = mp.get_context("spawn").Barrier(size)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly end takes the daemons along
     shared = (size, threads, gradients, numbers.share_memory_(), barrier, work, arguments)
-    mp.spawn(_worker, shared, nprocs=size, daemon=True)
+    try:
+        mp.spawn(_worker, shared, nprocs=size, daemon=True)
+    except mp.ProcessExitedException as error:  # it has said why
+        raise SystemExit(f"a worker ended with status {error.exit_code}") from None

@@ -52,7 +52,7 @@ class Vision(VisionModel):
 
     def __init__(self, file: GgufReader, dtype: torch.dtype):
         super().__init__(file)
-        self.alpha, self.dtype = 0.0, dtype
+        self.alpha, self.dtype, self.path = 0.0, dtype, file.path
         blocks = range(self.settings["layer_count"])
 
         def joined(layer: int, group: tuple[str, ...], part: str) -> torch.Tensor:

@@ -29,7 +29,7 @@ from tokenflex_tools.gguf import GgufReader
 from . import data, export
 from .features import Cache
 from .model import Projector, new_adapter
-from .sequences import Words, epoch, take
+from .sequences import Words, check_budget, epoch, left_of, take
 
 IMAGES_MIN = 5       # a word must be said of so many images
 SHARPNESS = 16.0     # cosine -> logit
@@ -50,6 +50,8 @@ class Targets:
             pieces = words.tokenizer.encode(f" {word}", add_special_tokens=False).ids
             if count >= IMAGES_MIN and len(pieces) == 1:
                 ids[word] = pieces[0]
+        if not ids:
+            raise SystemExit(f"no word of one token is said of {IMAGES_MIN} images: {len(examples)} images are too few for this phase")
         self.words = list(ids)
         self.mean = embedding.mean(0)
         self.embedding = F.normalize(embedding[list(ids.values())] - self.mean, dim=-1)
@@ -77,12 +79,13 @@ class Targets:
 
 def train(options: argparse.Namespace) -> list[float]:
     """Runs the phase; gives the loss of each step."""
+    check_budget(options)
     torch.manual_seed(options.seed)
     vision, llm = GgufReader(options.model / "vision.gguf"), GgufReader(options.model / "llm.gguf")
     metadata = export.metadata_of(vision, llm, options.counts, options.hidden, options.alpha, options.name, options.prompt)
     adapter = new_adapter(llm, metadata["tokenflex.vision_width"], options.hidden, options.rank, options.seed)
     examples, views = data.read_captions(options.data, "train"), random.Random(options.seed)
-    cache = Cache(options.cache, "train", {}, {})
+    cache = Cache(options.cache, "train", {}, {}, [example.file for example in examples], vision.path)
     projector, dtype = Projector(metadata), torch.float32 if options.f32 else torch.bfloat16
     embedding = torch.from_numpy(llm.array("token_embd.weight").copy())
     targets = Targets(Words(llm, options.prompt), embedding, examples)
@@ -108,7 +111,8 @@ def train(options: argparse.Namespace) -> list[float]:
             step += 1
             if step % 25 == 0:
                 print(json.dumps({"step": step, "minutes": round(minutes, 2), "loss": round(sum(losses[-25:]) / 25, 4),
-                                  "norm_error": round(math.sqrt(spread.item()), 3)}), flush=True)
+                                  "norm_error": round(math.sqrt(spread.item()), 3),
+                                  "left": left_of(minutes, progress)}), flush=True)
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -119,7 +123,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 144, 256])
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.3, 0.5])
+    parser.add_argument("--shares", type=float, nargs="+", help="how often each is drawn")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=1152, help="projector's inner width")
