@@ -24,7 +24,7 @@ from tokenflex_tools.gguf import GgufReader
 from . import data, export, team, vision
 from .cached import digest_of_file
 from .features import Cache
-from .model import Adapter, Language, Projector, check_fit, lora_scale
+from .model import Adapter, Language, Projector, add_device, check_fit, device_of, lora_scale
 from .pictures import Pictures
 from .sequences import Words, check_budget, epoch, hidden_states, lay_out, left_of, take
 
@@ -63,6 +63,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
     parser.add_argument("--fast", action="store_true", help="the pass of fast.py: wants bf16 and a C compiler")
+    add_device(parser)
     return parser
 
 
@@ -95,17 +96,19 @@ class Trainer:
             self.adapter, self.metadata = start(options)
         if options.vision_rank and not vision.learns(self.adapter):
             raise SystemExit(f"{self.state_path} is of a run without --vision-rank: name another --out, or leave the option out")
-        self.adapter = {name: tensor.clone().requires_grad_() for name, tensor in self.adapter.items()}
+        device = device_of(options)
+        self.adapter = {name: tensor.to(device).clone().requires_grad_() for name, tensor in self.adapter.items()}
         self.average: Adapter = {name: tensor.detach().clone() for name, tensor in self.adapter.items()}
         file = GgufReader(options.model / "llm.gguf")
         check_fit(self.adapter, self.metadata, GgufReader(options.model / "vision.gguf"), file)
         dtype = torch.float32 if options.f32 else torch.bfloat16
         self.words = Words(file, self.metadata["tokenflex.prompt"])
-        self.llm = Language(file, lora_scale(self.adapter, self.metadata), dtype, KERNELS if options.fast else None)
+        self.llm = Language(file, lora_scale(self.adapter, self.metadata), dtype, KERNELS if options.fast else None,
+                            device)
         self.projector = Projector(self.metadata)
         self.vision = None
         if vision.learns(self.adapter):
-            self.vision = vision.Vision(GgufReader(options.model / "vision.gguf"), dtype)
+            self.vision = vision.Vision(GgufReader(options.model / "vision.gguf"), dtype, device)
         rates = {"blk": options.rate, "projector": options.projector_rate, "vision": options.vision_rate}
         self.optimiser = torch.optim.AdamW([
             {"params": params, "peak": peak} for part, peak in rates.items()
@@ -113,7 +116,8 @@ class Trainer:
         ], lr=0.0, weight_decay=options.decay, **({"fused": True} if options.fast else {}))
         self.step, self.elapsed, self._started, self._saved = 0, 0.0, time.monotonic(), time.monotonic()
         if state:
-            self.average, self.step, self.elapsed = state["average"], state["step"], state["elapsed"]
+            self.average = {name: tensor.to(device) for name, tensor in state["average"].items()}
+            self.step, self.elapsed = state["step"], state["elapsed"]
             self.optimiser.load_state_dict(state["optimiser"])
         self.merge()
         self.views = random.Random()
@@ -146,6 +150,13 @@ class Trainer:
         return {"start": self.begun, "seed": self.options.seed, "counts": self.options.counts, "shares": self.options.shares,
                 "batch": self.options.batch}
 
+    def vocabulary(self, ids: set[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the loss's softmax runs over: the ids in order; the place of each id of the LLM among them."""
+        allowed = torch.tensor(sorted(ids))
+        place = torch.zeros(len(self.llm.embedding), dtype=torch.long)
+        place[allowed] = torch.arange(len(allowed))
+        return allowed.to(self.llm.device), place.to(self.llm.device)
+
     def merge(self) -> None:
         """The adapter's present values into the models' weights."""
         self.llm.merge(self.adapter)
@@ -158,7 +169,7 @@ class Trainer:
             features = self.vision.features(self._pictures.take(rows, self.views, self.options.crop), self.adapter)
         else:
             features = take(self._cache, rows, self.views)
-        return augment(features, self.options.noise, self.options.side)
+        return augment(features.to(self.llm.device), self.options.noise, self.options.side)
 
     def minutes(self) -> float:
         """Time trained, earlier runs of a resumed one counted in."""
@@ -245,11 +256,11 @@ def augment(features: torch.Tensor, dropped: float, side: float) -> torch.Tensor
         shift = (1 - scale) * (2 * torch.rand(count, 2) - 1)
         window = torch.zeros(count, 2, 3)
         window[:, 0, 0], window[:, 1, 1], window[:, :, 2] = scale[:, 0], scale[:, 1], shift
-        places = F.affine_grid(window, list(grid.shape), align_corners=False)
+        places = F.affine_grid(window.to(features.device), list(grid.shape), align_corners=False)
         grid = F.grid_sample(grid, places, padding_mode="border", align_corners=False)
         features = grid.flatten(2).transpose(1, 2)
     if dropped > 0:
-        chosen = torch.rand(features.shape[:2])[..., None] < dropped
+        chosen = (torch.rand(features.shape[:2])[..., None] < dropped).to(features.device)
         features = torch.where(chosen, features.mean(1, keepdim=True), features)
     return features
 
@@ -259,9 +270,7 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
     trainer = Trainer(crew, options)
     captions = [[trainer.words.encode(c) for c in e.captions] for e in data.read_captions(options.data, "train")]
     said = {token for group in captions for caption in group for token in caption}
-    allowed = torch.tensor(sorted(said | set(range(min(COMMON_TOKENS, len(trainer.llm.embedding))))))
-    place = torch.zeros(len(trainer.llm.embedding), dtype=torch.long)
-    place[allowed] = torch.arange(len(allowed))
+    allowed, place = trainer.vocabulary(said | set(range(min(COMMON_TOKENS, len(trainer.llm.embedding)))))
     head = trainer.llm.head[allowed]
     lengths = [sum(len(caption) for caption in group) for group in captions]
     per_epoch = len(epoch(lengths, options.batch, 0))
@@ -277,8 +286,8 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
         for chunk in trainer.chunks(rows, count + CAPTION_TOKENS):
             prefix = trainer.prefix(trainer.features(chunk), count, trainer.adapter)
             groups = [trainer.views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
-            layout = lay_out(groups, prefix.shape[1])
-            weights = torch.full((len(layout.targets),), len(chunk) / len(rows) / len(layout.targets))
+            layout = lay_out(groups, prefix.shape[1], trainer.llm.device)
+            weights = torch.full(layout.targets.shape, len(chunk) / len(rows) / len(layout.targets), device=trainer.llm.device)
             loss = trainer.llm.loss(hidden_states(trainer.llm, prefix, layout, trainer.adapter), head,
                                     place[layout.targets], weights, options.smoothing)
             loss.backward()

@@ -23,6 +23,7 @@ from tokenflex_tools.reference_vision import pool
 
 from . import data
 from .evaluate import BATCH, Evaluation
+from .model import add_device
 from .sequences import hidden_states, lay_out
 
 RESAMPLES, SHARE_MANY, EDGE = 1000, 0.5, 32  # EDGE: of 255, a step between neighbours that counts as an edge
@@ -56,7 +57,7 @@ def losses(evaluation: Evaluation, count: int) -> np.ndarray:
         groups = [[evaluation.words.encode(c) for c in evaluation.examples[row].captions] for row in rows]
         for row, group in zip(rows, groups):
             prefix = evaluation.prefix([row], count)
-            layout = lay_out([group], prefix.shape[1])
+            layout = lay_out([group], prefix.shape[1], evaluation.llm.device)
             logits = F.linear(hidden_states(evaluation.llm, prefix, layout), evaluation.llm.head).float()
             out.append(float(F.cross_entropy(logits, layout.targets)))
     return np.array(out)
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="the first so many; 0: all")
     parser.add_argument("--counts", type=int, nargs=2, default=[64, 256], help="few and many")
     parser.add_argument("--f32", action="store_true")
+    add_device(parser)
     options = parser.parse_args()
     evaluation, random = Evaluation(options), np.random.default_rng(1)
     files = data.load(options.data, (example.file for example in evaluation.examples))

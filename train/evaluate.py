@@ -22,7 +22,7 @@ from tokenflex_tools.gguf import GgufReader
 
 from . import data, export
 from .features import Cache
-from .model import Language, Projector, check_fit, generate, lora_scale
+from .model import Language, Projector, add_device, check_fit, device_of, generate, lora_scale
 from .sequences import Words, hidden_states, lay_out
 
 BATCH = 25
@@ -57,7 +57,9 @@ class Evaluation:
         adapter, metadata = export.read(options.adapter)
         file = GgufReader(options.model / "llm.gguf")
         check_fit(adapter, metadata, GgufReader(options.model / "vision.gguf"), file)
-        self.llm = Language(file, lora_scale(adapter, metadata), torch.float32 if options.f32 else torch.bfloat16)
+        device, dtype = device_of(options), torch.float32 if options.f32 else torch.bfloat16
+        self.llm = Language(file, lora_scale(adapter, metadata), dtype, device=device)
+        adapter = {name: tensor.to(device) for name, tensor in adapter.items()}
         self.llm.merge(adapter)
         self.adapter, self.projector, self.words = adapter, Projector(metadata), Words(file, metadata["tokenflex.prompt"])
         examples = data.read_captions(options.data, options.split)
@@ -67,7 +69,7 @@ class Evaluation:
 
     def prefix(self, rows: list[int], count: int) -> torch.Tensor:
         """Prompt embeddings of some images."""
-        vision = self.projector(self.adapter, self.cache.take(rows), count, self.llm.dtype)
+        vision = self.projector(self.adapter, self.cache.take(rows).to(self.llm.device), count, self.llm.dtype)
         return self.llm.prefix(self.words.prompt, vision)
 
     @torch.no_grad()
@@ -88,7 +90,7 @@ class Evaluation:
             rows = list(range(first, min(first + BATCH, len(self.examples))))
             prefix = self.prefix([(row + shift) % len(self.examples) for row in rows], count)
             groups = [[self.words.encode(caption) for caption in self.examples[row].captions] for row in rows]
-            layout = lay_out(groups, prefix.shape[1])
+            layout = lay_out(groups, prefix.shape[1], self.llm.device)
             logits = F.linear(hidden_states(self.llm, prefix, layout), self.llm.head).float()
             total += float(F.cross_entropy(logits, layout.targets, reduction="sum"))
             tokens += len(layout.targets)
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, help="writes file, count, caption as TSV")
     parser.add_argument("--best", type=Path, help="keeps the best adapter seen, by mean CIDEr-D, in this folder")
     parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
+    add_device(parser)
     options = parser.parse_args()
     evaluation, results, lines = Evaluation(options), [], []
     for count in options.counts:

@@ -33,7 +33,7 @@ def write(path: Path, adapter: Adapter, metadata: dict[str, Any]) -> None:
     for key, value in metadata.items():
         writer.set(key, value)
     for name, tensor in adapter.items():
-        writer.tensor(name, tensor.detach().numpy(), "F16" if tensor.dim() == 2 else "F32")
+        writer.tensor(name, tensor.detach().cpu().numpy(), "F16" if tensor.dim() == 2 else "F32")
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     writer.write(partial)
     partial.rename(path)

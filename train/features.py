@@ -24,7 +24,7 @@ from tokenflex_tools.gguf import GgufReader
 from tokenflex_tools.reference_vision import normalise
 
 from . import cached, data, export, pictures, vision
-from .model import Adapter
+from .model import Adapter, add_device, device_of
 
 BATCH = 16
 CROP_SIDE_MIN = 0.7
@@ -53,7 +53,7 @@ def compute(model: vision.Vision, images: list[np.ndarray]) -> np.ndarray:
     mean, std = model.settings["image_mean"], model.settings["image_std"]
     pixels = torch.stack([normalise(image, mean, std) for image in images])
     with torch.inference_mode():
-        return model.features(pixels).float().numpy().astype(np.float16)
+        return model.features(pixels).float().cpu().numpy().astype(np.float16)
 
 
 def note_of(model: vision.Vision, names: list[str]) -> cached.Note:
@@ -120,9 +120,11 @@ def main() -> None:
     parser.add_argument("--views", nargs="+", default=["plain", "flip"])
     parser.add_argument("--adapter", type=Path, help="whose ViT it is, where the adapter changes that")
     parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
+    add_device(parser)
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    model = vision.Vision(GgufReader(options.model / "vision.gguf"), torch.float32 if options.f32 else torch.bfloat16)
+    model = vision.Vision(GgufReader(options.model / "vision.gguf"), torch.float32 if options.f32 else torch.bfloat16,
+                          device_of(options))
     adapter, metadata = export.read(options.adapter) if options.adapter else ({}, {})
     model.merge(adapter, metadata)
     splits = {split: [example.file for example in data.read_captions(options.data, split)]

@@ -12,6 +12,7 @@ Rows of q and k are permuted here from GGUF's interleaved rotation to the half-s
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,23 @@ from .fast import CrossEntropy, Pass
 
 Adapter = dict[str, torch.Tensor]
 GROUPS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option of every phase: where it computes."""
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU as PyTorch names it: cuda, cuda:1")
+
+
+def device_of(options: argparse.Namespace) -> torch.device:
+    """What --device names; the program ends where there is no such thing."""
+    try:
+        device = torch.device(getattr(options, "device", "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: a PyTorch without CUDA
+        raise SystemExit(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    if device.type != "cpu" and (getattr(options, "fast", False) or getattr(options, "workers", 1) > 1):
+        raise SystemExit("--fast and --workers are for --device cpu")
+    return device
 
 
 def check_fit(adapter: Adapter, metadata: dict[str, Any], vision: GgufReader, llm: GgufReader) -> None:
@@ -164,7 +182,7 @@ class Projector:
     def __call__(self, adapter: Adapter, features: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
         """features [batch, patches, vision width] f32 -> [batch, count, LLM width] f32."""
         if count not in self._pools:
-            self._pools[count] = pool(torch.eye(self.grid ** 2), math.isqrt(count), self.method)
+            self._pools[count] = pool(torch.eye(self.grid ** 2), math.isqrt(count), self.method).to(features.device)
         x = self._pools[count] @ features
 
         def linear(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -178,7 +196,8 @@ class Projector:
 class Language:
     """The frozen LLM (GGUF's llama and qwen2 architectures) with merged LoRA. fast: the folder of fast.py's compiled kernels."""
 
-    def __init__(self, file: GgufReader, scale: float, dtype: torch.dtype, fast: Path | None = None):
+    def __init__(self, file: GgufReader, scale: float, dtype: torch.dtype, fast: Path | None = None,
+                 device: torch.device = torch.device("cpu")):
         architecture = file.metadata["general.architecture"]
         if architecture not in ("llama", "qwen2"):
             raise SystemExit(f"{file.path}: architecture {architecture} is not supported")
@@ -191,12 +210,13 @@ class Language:
         self.is_interleaved, self.rope_base = architecture == "llama", setting["rope.freq_base"]
         self.shape = LayerShape(heads, setting["attention.head_count_kv"], self.head_dim, self.epsilon, scale)
         self.dtype = dtype
-        self.embedding = torch.from_numpy(file.array("token_embd.weight").copy())
+        self.device = device
+        self.embedding = torch.from_numpy(file.array("token_embd.weight").copy()).to(device)
         output = "output.weight" if "output.weight" in file else "token_embd.weight"  # the latter: tied
-        self.head = torch.from_numpy(file.array(output).copy()).to(dtype)
-        self.norms = {name: torch.from_numpy(file.array(name).copy()) for name in file if name.endswith("norm.weight")}
+        self.head = torch.from_numpy(file.array(output).copy()).to(device, dtype)
+        self.norms = {name: torch.from_numpy(file.array(name).copy()).to(device) for name in file if name.endswith("norm.weight")}
         self.base = [[torch.cat([self._rows(name, torch.from_numpy(file.array(f"blk.{layer}.{name}.weight").copy()))
-                                 for name in group]).to(dtype) for group in GROUPS] for layer in range(self.layer_count)]
+                                 for name in group]).to(device, dtype) for group in GROUPS] for layer in range(self.layer_count)]
         self.biases = [self._biases(file, layer) for layer in range(self.layer_count)]
         if fast is not None and any(bias is not None for bias in self.biases):
             raise SystemExit("the fast pass knows no biases, which this LLM has: leave out --fast")
@@ -211,7 +231,7 @@ class Language:
         if not any(full in file for _, full in names):
             return None
         parts = [self._rows(name, torch.from_numpy(file.array(full).copy())) for name, full in names]
-        return torch.cat(parts).to(self.dtype)
+        return torch.cat(parts).to(self.device, self.dtype)
 
     def _rows(self, name: str, matrix: torch.Tensor, back: bool = False) -> torch.Tensor:
         """Rows from GGUF's order to the half-split one where the matrix makes q or k; `back`: the other way."""
@@ -259,7 +279,8 @@ class Language:
 
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """positions [batch, tokens] -> cos, sin [batch, tokens, 1, head_dim/2]."""
-        frequencies = self.rope_base ** (-torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim)
+        frequencies = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=positions.device)
+        frequencies = self.rope_base ** (-frequencies / self.head_dim)
         angles = positions.double()[..., None, None] * frequencies
         return angles.cos().float(), angles.sin().float()
 
@@ -302,7 +323,7 @@ class Language:
 def draw(logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """One index a row of [rows, choices] by softmax; several times faster on a CPU than torch.multinomial."""
     below = torch.softmax(logits, -1).cumsum(-1)
-    place = torch.rand(len(logits), 1, generator=generator) * below[:, -1:]
+    place = torch.rand(len(logits), 1, generator=generator).to(below) * below[:, -1:]
     return torch.searchsorted(below, place, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
 
 
@@ -320,12 +341,12 @@ def generate(model: Language, prefix: torch.Tensor, end: int, tokens_max: int, s
     if model.fast is not None:
         hidden = model.fast.start(prefix, copies, tokens_max)
     else:
-        positions = torch.arange(length).expand(prefix.shape[0], -1)
-        causal = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        positions = torch.arange(length, device=prefix.device).expand(prefix.shape[0], -1)
+        causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=prefix.device).tril()
         hidden = model.forward(prefix, positions, causal, cache=cache)[:, -1].repeat_interleave(copies, dim=0)
         cache = [tuple(x.repeat_interleave(copies, dim=0) for x in pair) for pair in cache]
     head = model.head if allowed is None else model.head[allowed]
-    done = torch.zeros(hidden.shape[0], dtype=torch.bool)
+    done = torch.zeros(hidden.shape[0], dtype=torch.bool, device=hidden.device)
     out: list[torch.Tensor] = []
     while True:
         logits = F.linear(hidden, head).float()
@@ -339,7 +360,8 @@ def generate(model: Language, prefix: torch.Tensor, end: int, tokens_max: int, s
         if model.fast is not None:
             hidden = model.fast.step(x, at)
         else:
-            hidden = model.forward(x[:, None], torch.full((len(x), 1), length + at), None, cache=cache)[:, 0]
+            place = torch.full((len(x), 1), length + at, device=x.device)
+            hidden = model.forward(x[:, None], place, None, cache=cache)[:, 0]
 
 
 def new_adapter(file: GgufReader, vision_width: int, hidden: int, rank: int, seed: int) -> Adapter:

@@ -81,9 +81,8 @@ def train(crew: team.Team, options) -> None:
     draws = torch.Generator()
     examples = data.read_captions(options.data, "train")
     reward = CiderReward([example.captions for example in examples])
-    allowed = torch.tensor(sorted({t for e in examples for caption in e.captions for t in words.encode(caption)}))
-    place = torch.zeros(len(llm.embedding), dtype=torch.long)
-    place[allowed] = torch.arange(len(allowed))
+    said = {t for e in examples for caption in e.captions for t in words.encode(caption)}
+    allowed, place = trainer.vocabulary(said)
     head = llm.head[allowed]
     per_epoch, first = len(epoch([0] * len(examples), options.batch, 0)), trainer.step
     smooth, present, batches = 0.0, -1, []
@@ -101,8 +100,9 @@ def train(crew: team.Team, options) -> None:
         groups = [captions[i:i + options.samples] for i in range(0, len(captions), options.samples)]
         seen = prefix.detach().requires_grad_()
         for chunk in trainer.chunks(list(range(len(rows))), prefix.shape[1] + sum(map(len, captions)) // len(rows)):
-            layout = lay_out([groups[image] for image in chunk], prefix.shape[1])
-            weights = advantages(gained[chunk]).view(-1)[layout.owners] * (len(chunk) / len(rows) / len(layout.owners))
+            layout = lay_out([groups[image] for image in chunk], prefix.shape[1], llm.device)
+            share = len(chunk) / len(rows) / len(layout.owners)
+            weights = advantages(gained[chunk]).view(-1).to(llm.device)[layout.owners] * share
             llm.loss(hidden_states(llm, seen[chunk], layout, trainer.adapter), head, place[layout.targets], weights).backward()
         prefix.backward(seen.grad)
         total, tokens = float(gained.sum()), sum(map(len, captions))

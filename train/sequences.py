@@ -69,7 +69,7 @@ class Layout:
     owners: torch.Tensor     # [predictions] number of the caption, counted through the batch
 
 
-def lay_out(captions: list[list[list[int]]], prompt_length: int) -> Layout:
+def lay_out(captions: list[list[list[int]]], prompt_length: int, device: torch.device = torch.device("cpu")) -> Layout:
     """captions[image][caption] = ids with the end token."""
     inputs = [[token for caption in group for token in caption[:-1]] for group in captions]
     width = max(1, *(len(row) for row in inputs))
@@ -92,7 +92,8 @@ def lay_out(captions: list[list[list[int]]], prompt_length: int) -> Layout:
             at, owner = at + length, owner + 1
     mask = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     mask = (mask & torch.ones(total, total, dtype=torch.bool).tril())[:, None]
-    return Layout(tokens, positions, mask, torch.tensor(rows), torch.tensor(targets), torch.tensor(owners))
+    parts = (tokens, positions, mask, torch.tensor(rows), torch.tensor(targets), torch.tensor(owners))
+    return Layout(*(part.to(device) for part in parts))
 
 
 def hidden_states(model: Language, prefix: torch.Tensor, layout: Layout, adapter: Any = None) -> torch.Tensor:

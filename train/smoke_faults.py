@@ -163,6 +163,7 @@ def check_resume(options_for: Callable[..., argparse.Namespace], check: Check) -
     for what, words, extra in (("shares for other counts", "--shares: 3", ["--shares", "1", "2"]),
                                ("a count that is no square", "ascending squares", ["--counts", "5"]),
                                ("a batch of more images than there are", "fewer than a batch", ["--batch", "1000"]),
+                               ("a device that there is not", "--device abacus", ["--device", "abacus"]),
                                ("no time at all", "--minutes or --steps", ["--steps", "0", "--minutes", "0"])):
         check(words in said(lambda: run("refused", *extra)), f"{what}: refused")
     check(run("single", "--counts", "4")["step"] == 8, "one count needs no shares")

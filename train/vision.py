@@ -31,7 +31,7 @@ def tag(adapter: Adapter, metadata: dict[str, Any]) -> str:
     digest = hashlib.sha256(str(metadata.get("adapter.lora.alpha")).encode())
     for name in sorted(adapter):
         if name.startswith("vision."):
-            digest.update(name.encode() + adapter[name].detach().half().numpy().tobytes())
+            digest.update(name.encode() + adapter[name].detach().half().cpu().numpy().tobytes())
     return f"-{digest.hexdigest()[:8]}" if learns(adapter) else ""
 
 
@@ -50,8 +50,10 @@ def new_lora(file: GgufReader, rank: int, seed: int) -> Adapter:
 class Vision(VisionModel):
     """The reference ViT in `dtype`, its residual in f32; several linears over one input are one product."""
 
-    def __init__(self, file: GgufReader, dtype: torch.dtype):
+    def __init__(self, file: GgufReader, dtype: torch.dtype, device: torch.device = torch.device("cpu")):
         super().__init__(file)
+        self.device = device
+        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         self.alpha, self.dtype, self.path = 0.0, dtype, file.path
         blocks = range(self.settings["layer_count"])
 
@@ -64,7 +66,7 @@ class Vision(VisionModel):
 
     def factors(self, adapter: Adapter, layer: int, group: int) -> list[torch.Tensor]:
         """A of each linear of a group, then B of each."""
-        return [adapter[f"vision.blk.{layer}.{name}.weight.lora_{which}"].to(self.dtype)
+        return [adapter[f"vision.blk.{layer}.{name}.weight.lora_{which}"].to(self.device, self.dtype)
                 for which in "ab" for name in GROUPS[group]]
 
     @torch.no_grad()
@@ -86,7 +88,7 @@ class Vision(VisionModel):
 
     def features(self, pixels: torch.Tensor, adapter: Adapter | None = None) -> torch.Tensor:
         """pixels [batch, 3, size, size], normalised -> [batch, patches, width] f32; with `adapter` gradients reach its LoRA."""
-        return self._pass(pixels, lambda x, layer: self._learning_block(x, layer, adapter)).output
+        return self._pass(pixels.to(self.device), lambda x, layer: self._learning_block(x, layer, adapter)).output
 
     def _learning_block(self, x: torch.Tensor, layer: int, adapter: Adapter | None) -> torch.Tensor:
         block, (batch, tokens, width) = f"vision.blk.{layer}", x.shape

@@ -28,7 +28,7 @@ from tokenflex_tools.gguf import GgufReader
 
 from . import data, export
 from .features import Cache
-from .model import Projector, new_adapter
+from .model import Projector, add_device, device_of, new_adapter
 from .sequences import Words, check_budget, epoch, left_of, take
 
 IMAGES_MIN = 5       # a word must be said of so many images
@@ -51,18 +51,19 @@ class Targets:
             if count >= IMAGES_MIN and len(pieces) == 1:
                 ids[word] = pieces[0]
         if not ids:
-            raise SystemExit(f"no word of one token is said of {IMAGES_MIN} images: {len(examples)} images are too few for this phase")
+            raise SystemExit(f"no word of one token is said of {IMAGES_MIN} images: {len(examples)} images are too few here")
         self.words = list(ids)
         self.mean = embedding.mean(0)
         self.embedding = F.normalize(embedding[list(ids.values())] - self.mean, dim=-1)
         self.norm = float(embedding.norm(dim=-1).mean())
         rarity = torch.tensor([math.log(len(examples) / images[word]) for word in self.words])
         place = {word: i for i, word in enumerate(self.words)}
-        self.wanted = torch.zeros(len(examples), len(self.words))
+        wanted = torch.zeros(len(examples), len(self.words))
         for image, captions in enumerate(said):
             for caption in captions:
                 for word in caption & place.keys():
-                    self.wanted[image, place[word]] += rarity[place[word]] / len(captions)
+                    wanted[image, place[word]] += rarity[place[word]] / len(captions)
+        self.wanted = wanted.to(embedding.device)
 
     def logits(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Projected tokens [batch, N, width] -> score of each word [batch, words]."""
@@ -88,8 +89,10 @@ def train(options: argparse.Namespace) -> list[float]:
     cache = Cache(options.cache, "train", {}, {}, [example.file for example in examples], vision.path)
     projector, dtype = Projector(metadata), torch.float32 if options.f32 else torch.bfloat16
     embedding = torch.from_numpy(llm.array("token_embd.weight").copy())
-    targets = Targets(Words(llm, options.prompt), embedding, examples)
+    targets = Targets(Words(llm, options.prompt), embedding.to(device_of(options)), examples)
     print(json.dumps({"words": len(targets.words), "images": len(examples)}), flush=True)
+    device = device_of(options)
+    adapter = {name: tensor.to(device) for name, tensor in adapter.items()}
     trained = [tensor.requires_grad_() for name, tensor in adapter.items() if name.startswith("projector.")]
     optimiser = torch.optim.AdamW(trained, lr=options.rate, weight_decay=0.01)
     start, step, losses = time.monotonic(), 0, []
@@ -101,7 +104,7 @@ def train(options: argparse.Namespace) -> list[float]:
                 export.write(options.out / "adapter.gguf", adapter, metadata)
                 return losses
             count = views.choices(options.counts, options.shares)[0]
-            tokens = projector(adapter, take(cache, rows, views), count, dtype)
+            tokens = projector(adapter, take(cache, rows, views).to(device), count, dtype)
             loss, spread = targets.loss(tokens, rows, dtype)
             optimiser.param_groups[0]["lr"] = options.rate * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * progress)) / 2
             optimiser.zero_grad()
@@ -133,6 +136,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default="Describe this image.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--f32", action="store_true", help="compute in f32 rather than bf16")
+    add_device(parser)
     return parser
 
 
