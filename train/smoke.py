@@ -308,6 +308,7 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     check_fast(tiny, folder / "kernels")
     smoke_faults.check_data(folder / "faults", check)
     smoke_faults.check_languages(folder, check)
+    smoke_faults.check_team(folder / "team", check)
     sequences.load_tokenizer = lambda file: AsciiTokenizer(file.metadata)
     write_data(folder)
     cache_features(folder, tiny / "vision.gguf")

@@ -123,6 +123,30 @@ def check_cache(folder: Path, tiny: Path, check: Check) -> None:
     (cache / left[0]).unlink()
 
 
+def work_of_two(crew: team.Team, folder: Path) -> None:
+    """A worker's part of `check_team`: gradients that differ, one of them missing; ends badly where there is no folder."""
+    if not folder.exists():
+        raise SystemExit(3)
+    tensors = [torch.zeros(2), torch.zeros(3)]
+    tensors[0].grad = torch.tensor([1.0, 5.0]) * (crew.rank + 1)
+    if crew.rank:
+        tensors[1].grad = torch.ones(3)
+    crew.average(tensors)
+    result = [tensor.grad.tolist() for tensor in tensors] + [crew.share([crew.rank + 0.5])]
+    (folder / f"{crew.rank}.json").write_text(json.dumps(result))
+
+
+def check_team(folder: Path, check: Check) -> None:
+    """Two workers."""
+    folder.mkdir()
+    team.run(2, 5, work_of_two, folder)
+    results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    mean = [[1.5, 7.5], [0.5, 0.5, 0.5], [0.5]]
+    check(results == [mean, mean], "two workers have the mean of their gradients, and the leader's word")
+    ended = said(lambda: team.run(2, 5, work_of_two, folder / "none"))
+    check(ended == "a worker ended with status 3", "a worker that ends takes the others along")
+
+
 class Killed(Exception):
     """Ends a run in the middle."""
 
@@ -167,6 +191,9 @@ def check_resume(options_for: Callable[..., argparse.Namespace], check: Check) -
                                ("no time at all", "--minutes or --steps", ["--steps", "0", "--minutes", "0"])):
         check(words in said(lambda: run("refused", *extra)), f"{what}: refused")
     check(run("single", "--counts", "4")["step"] == 8, "one count needs no shares")
+    check(run("timed", "--steps", "0", "--minutes", "0.005")["step"] > 0, "a budget of minutes ends a run")
+    lines = [json.loads(line) for line in (options_for("timed").out / "log.jsonl").read_text().splitlines()]
+    check(all({"loss", "left", "minutes"} <= line.keys() for line in lines), "lines of progress tell the loss and the time left")
     adapter, metadata = export.read(options_for("unbroken").start)
     strange, begun = options_for("strange").out / "start.gguf", options_for("strange")
     for what, words, changed, facts in (
