@@ -166,6 +166,30 @@ as_before "pictures without mean and deviation" "$DIR/picture" "$DIR/like"
 if tools/convert-hf "$HF/release" "$DIR/x" --one-tile --counts 64 100 70 2>"$DIR/err" || ! grep -q "ascending squares" "$DIR/err"; then fail "counts that are no squares: $(cat "$DIR/err")"; else pass "counts that are no squares"; fi
 check "nothing is left of what was refused" test ! -e "$DIR/x"
 
+# Heads of twice the width, every other pair of them empty: RoPE turns the pairs in use as it did, scores are what they were.
+copy heads release; edit heads/config.json '.llm_config.head_dim = 16'
+tensors "$DIR/heads" 'import array
+def spread(rows, factor):  # rows of heads of 8 -> of 16: pair i, i + 4 becomes 2i, 2i + 8
+    out = [[0.0] * len(rows[0]) for _ in range(2 * len(rows))]
+    for i, row in enumerate(rows):
+        out[i // 8 * 16 + 2 * (i % 4) + i % 8 // 4 * 8] = [value * factor for value in row]
+    return out
+for name, tensor in tensors.items():
+    part = name.split(".")[-2]
+    if part in ("q_proj", "k_proj", "v_proj", "o_proj") and name.startswith("language_model"):
+        values = array.array("f", b"".join(b"\0\0" + tensor[2][i:i + 2] for i in range(0, len(tensor[2]), 2)))
+        width = tensor[1][1] if len(tensor[1]) == 2 else 1
+        rows = [values[i:i + width] for i in range(0, len(values), width)]
+        rows = list(zip(*spread(list(zip(*rows)), 1))) if part == "o_proj" else spread(rows, 2 ** 0.5 if part == "q_proj" else 1)
+        tensor[:] = ["F32", [len(rows), len(rows[0])][:len(tensor[1])], array.array("f", [v for row in rows for v in row]).tobytes()]'
+check "heads wider than the model's width divided by them" tools/convert-hf "$DIR/heads" "$DIR/wider" --one-tile --counts 4 9
+for model in model wider; do
+  "$BUILD/tokenflex" caption "$crop" --model "$DIR/$model" --compute f32 --max-new-tokens 12 -o "$DIR/$model.jsonl" 2>"$DIR/$model.log"
+done
+said() { jq -r '[.image, .caption] | @tsv' "$DIR/$1.jsonl" | sort; }
+same "they say the same" "$(said model)" "$(said wider)"
+check "which is not nothing" test "$(said wider | cut -f2 | sort -u | wc -l)" -gt 3
+
 # The published full-size model: SigLIP so400m/14 at 384 pixels, Qwen2 of 3 billion weights. Headers alone.
 big=$DIR/ristretto; mkdir "$big"; cp "$HF/release/tokenizer.json" "$big"
 jq '.vision_config |= (.hidden_size = 1152 | .intermediate_size = 4304 | .num_hidden_layers = 27 | .num_attention_heads = 16
