@@ -138,6 +138,9 @@ tf_code tf_caption_check(tf_caption_config *config, const char **names, size_t n
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--prompt is empty: leave it out for the model's own");
   if (config->output && !config->output[0])
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--output is empty: name a file, or leave it out");
+  if (config->output && strcmp(config->output, "-") == 0)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
+                   "--output -: leave it out, and the lines go to standard output (a file of that name is ./-)");
   if (config->report && (!config->report[0] || !config->output))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--report PAGE shows what is in FILE: give --output FILE, too");
   if (prompt && (strlen(prompt) > PROMPT_BYTES_MAX || !tf_utf8_is_valid(prompt, strlen(prompt))))

@@ -332,13 +332,11 @@ static tf_input_kind take_named(tf_inputs *self, const char *argument, bool may_
 
 static tf_input_kind take_listed(tf_inputs *self, tf_input *out) {
   const char *name;
-  tf_error why;
-  tf_list_kind kind = tf_list_next(self->config.list, &self->cursor, &name, &why);
+  tf_list_kind kind = tf_list_next(self->config.list, &self->cursor, &name, &out->error);
   if (kind == TF_LIST_NAME) return take_named(self, name, false, out);
   if (kind == TF_LIST_WAIT) return TF_INPUT_WAIT;
   self->list_ended = true;
-  if (kind == TF_LIST_END || !set_image(self, 0, "list of names")) return TF_INPUT_PAUSE;
-  return give_error(self, out, why.code, why.text);
+  return kind == TF_LIST_END ? TF_INPUT_PAUSE : TF_INPUT_STOP;
 }
 
 /* The next argument, or name of the list. */

@@ -23,6 +23,7 @@ typedef enum tf_input_kind {
   TF_INPUT_ERROR, /* an argument or folder that can not be read, a name that leads nowhere */
   TF_INPUT_PAUSE, /* nothing found within the budget; call again */
   TF_INPUT_WAIT,  /* the list has nothing more yet; call again later */
+  TF_INPUT_STOP,  /* the list can not be read on: the names are not complete */
   TF_INPUT_END
 } tf_input_kind;
 
@@ -30,7 +31,7 @@ typedef enum tf_input_kind {
 typedef struct tf_input {
   const char *image; /* the argument as typed, joined with the path below it */
   const char *path;  /* absolute; TF_INPUT_IMAGE only */
-  tf_error error;    /* TF_INPUT_ERROR only */
+  tf_error error;    /* TF_INPUT_ERROR and TF_INPUT_STOP only */
 } tf_input;
 
 typedef struct tf_inputs_config {

@@ -17,16 +17,24 @@ enum { BLOCK_BYTES = TF_LIST_NAME_BYTES_MAX + 1 };
 struct tf_list {
   int source, spool; /* the same where the source is a regular file */
   off_t size;        /* of the spool */
-  bool ended, failed;
+  bool ended;
+  tf_error why; /* code other than TF_OK: the source can not be read on, for no reader */
   char separator;
   const char *path;
 };
 
-static int open_unnamed(void) {
+static const char *temporary_folder(void) {
   const char *folder = getenv("TMPDIR");
+  return folder && folder[0] ? folder : "/tmp";
+}
+
+static int open_unnamed(void) {
   char path[4096];
-  int length = snprintf(path, sizeof path, "%s/tokenflex-list-XXXXXX", folder && folder[0] ? folder : "/tmp");
-  if (length < 0 || (size_t)length >= sizeof path) return -1;
+  int length = snprintf(path, sizeof path, "%s/tokenflex-list-XXXXXX", temporary_folder());
+  if (length < 0 || (size_t)length >= sizeof path) {
+    errno = ENAMETOOLONG;
+    return -1;
+  }
   int fd = mkostemp(path, O_CLOEXEC);
   if (fd >= 0) unlink(path);
   return fd;
@@ -57,7 +65,11 @@ tf_code tf_list_open(const char *path, char separator, tf_list **out, tf_error *
     *out = self;
     return TF_OK;
   }
-  tf_fail(error, TF_ERR_IO, "%.300s: %s", self->path, strerror(errno));
+  if (fine)
+    tf_fail(error, TF_ERR_IO, "a temporary file for the list of names can not be made in %.300s (TMPDIR): %s",
+            temporary_folder(), strerror(errno));
+  else
+    tf_fail(error, TF_ERR_IO, "%.300s: %s", self->path, strerror(errno));
   if (!standard && self->source >= 0) close(self->source);
   free(self);
   return TF_ERR_IO;
@@ -77,8 +89,8 @@ void tf_list_cursor_free(tf_list_cursor *cursor) {
   memset(cursor, 0, sizeof *cursor);
 }
 
-/* Moves what has come into the spool. False: it can not be read or kept. */
-static bool pump(tf_list *self, tf_error *error) {
+/* Moves what has come into the spool. False: it can not be read or kept, which self->why says from now on. */
+static bool pump(tf_list *self) {
   char bytes[16384];
   struct pollfd wait = {.fd = self->source, .events = POLLIN};
   if (poll(&wait, 1, 0) <= 0) return true;
@@ -86,15 +98,16 @@ static bool pump(tf_list *self, tf_error *error) {
   if (got < 0 && (errno == EINTR || errno == EAGAIN)) return true;
   if (got == 0) self->ended = true;
   if (got > 0 && self->size > TF_LIST_BYTES_MAX - got) {
-    tf_fail(error, TF_ERR_UNSUPPORTED, "%.300s: more than %lld bytes of names", self->path,
+    tf_fail(&self->why, TF_ERR_UNSUPPORTED, "%.300s: more than %lld bytes of names", self->path,
             (long long)TF_LIST_BYTES_MAX);
     return false;
   }
   ssize_t kept = got > 0 ? pwrite(self->spool, bytes, (size_t)got, self->size) : got;
-  if (got < 0 || kept != got) {
-    tf_fail(error, TF_ERR_IO, "%.300s: %s", self->path, got < 0 ? strerror(errno) : "the temporary file is full");
-    return false;
-  }
+  if (got < 0) tf_fail(&self->why, TF_ERR_IO, "%.300s: %s", self->path, strerror(errno));
+  if (got >= 0 && kept != got)
+    tf_fail(&self->why, TF_ERR_IO, "the temporary file of the list of names, in %.300s (TMPDIR): %s",
+            temporary_folder(), kept < 0 ? strerror(errno) : "the disk is full");
+  if (got < 0 || kept != got) return false;
   self->size += got;
   return true;
 }
@@ -116,10 +129,21 @@ static ssize_t fill(tf_list *self, tf_list_cursor *cursor) {
   return got;
 }
 
+/* Lines that were written elsewhere: a byte order mark at the start and a carriage return at the end are no part of a
+ * name. A name that does end so is given with NULs. */
+static char *trim_line(const tf_list *self, const tf_list_cursor *cursor, char *start, size_t *bytes) {
+  if (self->separator != '\n') return start;
+  bool is_first = cursor->offset == 0 && start == cursor->block;
+  if (*bytes > 0 && start[*bytes - 1] == '\r') --*bytes;
+  if (!is_first || *bytes < 3 || memcmp(start, "\xEF\xBB\xBF", 3) != 0) return start;
+  *bytes -= 3;
+  return start + 3;
+}
+
 tf_list_kind tf_list_next(tf_list *self, tf_list_cursor *cursor, const char **name, tf_error *error) {
   if (!cursor->block) cursor->block = malloc(BLOCK_BYTES + 1);
   if (!cursor->block) tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
-  while (!self->failed && cursor->block) {
+  while (!cursor->failed && cursor->block) {
     char *start = cursor->block + cursor->taken;
     size_t left = cursor->have - cursor->taken;
     char *end = memchr(start, self->separator, left);
@@ -127,8 +151,11 @@ tf_list_kind tf_list_next(tf_list *self, tf_list_cursor *cursor, const char **na
       ssize_t got = fill(self, cursor);
       if (got > 0) continue;
       bool was_ended = self->ended;
-      if (got < 0) tf_fail(error, TF_ERR_IO, "%.300s: %s", self->path, strerror(errno));
-      if (got < 0 || (!was_ended && !pump(self, error))) break;
+      if (got < 0) tf_fail(&self->why, TF_ERR_IO, "%.300s: %s", self->path, strerror(errno));
+      if (self->why.code || (!was_ended && !pump(self))) {
+        *error = self->why;
+        break;
+      }
       start = cursor->block; /* fill has moved it */
       if (!was_ended) {
         if (!self->ended && self->size == cursor->offset + (off_t)cursor->have) return TF_LIST_WAIT;
@@ -144,16 +171,18 @@ tf_list_kind tf_list_next(tf_list *self, tf_list_cursor *cursor, const char **na
     }
     size_t bytes = (size_t)(end - start);
     cursor->taken = (size_t)(end - cursor->block) + (end < cursor->block + cursor->have);
+    start = trim_line(self, cursor, start, &bytes);
     if (bytes == 0) continue;
     if (memchr(start, '\0', bytes)) {
-      tf_fail(error, TF_ERR_INVALID_FORMAT, "%.300s: a name holds a NUL; are they separated by NULs (-0)?", self->path);
+      tf_fail(error, TF_ERR_INVALID_FORMAT,
+              "%.300s: a name holds a NUL; are they separated by NULs (-0), or is the list in UTF-16?", self->path);
       break;
     }
-    *end = '\0';
+    start[bytes] = '\0';
     *name = start;
     return TF_LIST_NAME;
   }
-  bool told = self->failed;
-  self->failed = true;
+  bool told = cursor->failed;
+  cursor->failed = true;
   return told ? TF_LIST_END : TF_LIST_ERROR;
 }

@@ -19,15 +19,16 @@ typedef struct tf_list_cursor {
   off_t offset; /* of what lies in block */
   char *block;
   size_t have, taken;
+  bool failed; /* its error was told */
 } tf_list_cursor;
 
 typedef enum tf_list_kind { TF_LIST_NAME, TF_LIST_WAIT, TF_LIST_END, TF_LIST_ERROR } tf_list_kind;
 
-/* path "-": standard input. separator: '\n' or '\0'. */
+/* path "-": standard input. separator: '\n' or '\0'. Lines may end with CR LF and begin with a byte order mark. */
 tf_code tf_list_open(const char *path, char separator, tf_list **out, tf_error *error);
 void tf_list_free(tf_list **self);
 /* The next name that is not empty; it lives until the cursor is used again. TF_LIST_WAIT: nothing more has come yet.
- * TF_LIST_ERROR: the list can not be read on; later calls give TF_LIST_END. */
+ * TF_LIST_ERROR: the list can not be read on, which every reader is told; its later calls give TF_LIST_END. */
 tf_list_kind tf_list_next(tf_list *self, tf_list_cursor *cursor, const char **name, tf_error *error);
 void tf_list_cursor_free(tf_list_cursor *cursor);
 

@@ -223,6 +223,10 @@ tf_code tf_run_work(tf_run *self, tf_buffer *report, tf_error *error) {
     else
       code = turn(self, error);
   }
+  if (!code && self->names_fault.code) { /* the run is not complete, whatever became of the names that there were */
+    *error = self->names_fault;
+    code = error->code;
+  }
   return code;
 }
 

@@ -66,6 +66,7 @@ typedef struct tf_run {
   size_t job_count, job_bytes, next_server;
   uint64_t next_number, failures_shown;
   bool names_ended, source_ended; /* source_ended: the pictures to upgrade, too */
+  tf_error names_fault;           /* what ended the names early; code TF_OK: nothing */
   bool waiting;                   /* for names that have not come yet, or for jobs that are out */
   bool forecast_told, late_told;
   tf_upgrade upgrade;

@@ -4,6 +4,7 @@
 #include "cli/sidecar.h"
 
 #include "cli/inputs.h"
+#include "cli/keymap.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PATH_BYTES_MAX = 8192, CAPTION_BYTES_MAX = 1024 * 1024 };
+enum { PATH_BYTES_MAX = 8192, CAPTION_BYTES_MAX = 1024 * 1024, NAME_BYTES_MAX = 200 };
 
 static size_t stem_bytes(const char *photo) {
   const char *slash = strrchr(photo, '/'), *name = slash ? slash + 1 : photo;
@@ -92,6 +93,18 @@ static const char *keeper(const char *path) {
   return tf_inputs_has_signature(path) ? "what has its name is a picture" : NULL;
 }
 
+/* Where the sidecar at path is written before it is moved. A name that is nearly as long as names may be has no room
+ * for more: a hash stands for it. */
+static void temporary_path(const tf_buffer *path, tf_buffer *out) {
+  const char *slash = strrchr(path->data, '/'), *name = slash ? slash + 1 : path->data;
+  size_t size = strlen(name);
+  tf_buffer_append(out, path->data, (size_t)(name - path->data));
+  if (size <= NAME_BYTES_MAX)
+    tf_buffer_printf(out, ".%s.tokenflex", name);
+  else
+    tf_buffer_printf(out, ".%016llx.tokenflex", (unsigned long long)tf_key_of(name, size));
+}
+
 tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite, bool *kept, bool *disk_full,
                          tf_error *error) {
   tf_buffer path, temporary;
@@ -99,10 +112,7 @@ tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite,
   tf_buffer_init(&path, PATH_BYTES_MAX);
   tf_buffer_init(&temporary, PATH_BYTES_MAX);
   tf_sidecar_path(photo, &path);
-  const char *slash = path.data ? strrchr(path.data, '/') : NULL;
-  size_t folder = slash ? (size_t)(slash + 1 - path.data) : 0;
-  tf_buffer_append(&temporary, path.data, folder);
-  tf_buffer_printf(&temporary, ".%s.tokenflex", path.data ? path.data + folder : "");
+  if (path.data && !path.overflow) temporary_path(&path, &temporary);
   bool named = path.data && temporary.data && !path.overflow && !temporary.overflow;
   int failed = !named ? ENAMETOOLONG : is_itself(photo, &path) ? EEXIST : 0;
   const char *why = !failed && overwrite ? keeper(path.data) : NULL;

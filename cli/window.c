@@ -99,6 +99,8 @@ static bool find_pending(tf_run *self, tf_code *code, tf_error *error) {
     tf_input_kind kind = self->names_ended ? TF_INPUT_END : tf_source_next(self->source, TF_RUN_NAMES_A_TURN, &input);
     self->waiting = kind == TF_INPUT_WAIT;
     if (kind == TF_INPUT_PAUSE || kind == TF_INPUT_WAIT) return false;
+    if (kind == TF_INPUT_STOP) self->names_fault = input.error;
+    if (kind == TF_INPUT_STOP) kind = TF_INPUT_END; /* what was named before is done first */
     self->names_ended = kind == TF_INPUT_END;
     *code = kind == TF_INPUT_END ? take_upgrade(self, error) : take_input(self, kind, &input, error);
     if (kind == TF_INPUT_END && !self->upgrade.open && !self->source_ended) {

@@ -168,6 +168,26 @@ caption list --files-from list
 same "a list of names" "3 d/a1.jpg d/sub/b1.jpg d/sub/b2.jpg d/sub/b3.jpg d/sub/b4.jpg d/sub/deep/c.jpg " "$status $(names list)"
 find d -name '*newline*' -print0 | timeout 60 "$TF" caption - -0 d/a1.jpg >null.out 2>null.err
 same "names with NULs from standard input" "d/a1.jpg d/with?newline.jpg " "$(names null)"
+# a list that can not be read to its end: the run says so, whatever it did before
+broken() { # NAME WANTED-STATUS-AND-IMAGES WANTED-TEXT
+  same "$1: what is named before is captioned, and the run failed" "$2" "$status $(jq -r .image "$1.jsonl" | tr '\n' ' ')"
+  check "$1: and it says why" said "$1" "$3"
+}
+printf 'd/a1.jpg\0d/a2.jpg\0' | timeout 60 "$TF" caption - -o nuls.jsonl >nuls.out 2>nuls.err
+status=$?
+broken nuls "1 " "are they separated by NULs (-0)"
+(echo d/a1.jpg; head -c 70000 /dev/zero | tr '\0' a) >list
+caption line --files-from list -o line.jsonl
+broken line "1 d/a1.jpg " "a name of more than 65536 bytes"
+timeout 60 "$TF" caption - -o unread.jsonl <&- >unread.out 2>unread.err
+status=$?
+broken unread "1 " "standard input: Bad file descriptor"
+printf 'd/a1.jpg\r\nd/a2.jpg\r\n' >list
+caption line --files-from list -o line.jsonl
+same "with a whole list (of Windows's line ends) the same command goes on: status 0" "0 2" "$status $(count line.jsonl)"
+echo d/a1.jpg | TMPDIR=$DIR/none timeout 60 "$TF" caption - >folder.out 2>folder.err
+same "no folder for a temporary file: status 1" 1 $?
+check "it is the one that is named" said folder "$DIR/none (TMPDIR): No such file or directory"
 (echo d/a1.jpg; sleep 1.5; echo d/a2.jpg) | timeout 60 "$TF" caption - -o slow.jsonl 2>slow.err &
 slow=$!
 for _ in $(seq 100); do [ -s slow.jsonl ] && break; sleep 0.1; done

@@ -104,6 +104,7 @@ usage "--overwrite of what is no output" -o "$DIR/coffee.jpg" --overwrite "$DIR/
 check "which is named" said usage "$DIR/coffee.jpg does not begin as captions"
 check "and unharmed" cmp -s examples/coffee.jpg "$DIR/coffee.jpg"
 usage "an output that is no file" -o "$DIR/fifo" --overwrite "$DIR/photos"
+usage "an output called -" -o - "$DIR/photos"
 usage "a queue's name" --queue 'a b' "$DIR/photos"
 usage "an empty prompt" --prompt '' "$DIR/photos"
 usage "a log level" --log-level loud "$DIR/photos"

@@ -142,6 +142,12 @@ Test(caption_parts, sidecars_replace_nothing_unasked) {
   cr_assert_eq(mkfifo("f.txt", 0600), 0);
   cr_assert_eq(tf_sidecar_write("f.jpg", "x", true, &kept, &full, &problem), TF_ERR_IO);
   cr_assert_not_null(strstr(problem.text, "not a regular file"), "%s", problem.text);
+  char longest[256]; /* a file's name has 255 bytes at most */
+  memset(longest, 'n', 251);
+  strcpy(longest + 251, ".jpg");
+  cr_assert_eq(tf_sidecar_write(longest, "long", false, &kept, &full, &problem), TF_OK, "%s", problem.text);
+  strcpy(longest + 251, ".txt");
+  cr_assert_str_eq(content_of(longest), "long\n");
   cr_assert_eq(tf_sidecar_write("none/p.jpg", "x", false, &kept, &full, &problem), TF_ERR_IO);
   cr_assert_eq(system("test -z \"$(find . -name '.*.tokenflex')\""), 0, "nothing else is left");
 }

@@ -60,6 +60,7 @@ static uint64_t walk(size_t names_max, size_t count, const char *const *argument
       cr_assert_eq(access(input.path, F_OK), 0, "%s", input.path);
       tf_buffer_printf(&seen, "%s;", input.image);
     }
+    if (kind == TF_INPUT_STOP) tf_buffer_printf(&seen, "#%s;", tf_code_name(input.error.code));
     if (kind == TF_INPUT_ERROR) tf_buffer_printf(&seen, "!%s %s;", tf_code_name(input.error.code), input.image);
   }
   uint64_t skipped = tf_inputs_skipped(inputs);
@@ -313,9 +314,59 @@ Test(inputs, lists) {
   walk(1000, 0, NULL);
   cr_assert_str_eq(found(), "d/line\nend.jpg;d/a.jpg;");
   tf_list_free(&list);
+}
+
+Test(inputs, a_list_that_can_not_be_read_stops_every_reader) {
+  make_tree();
+  static const char nulls[] = "d/a.jpg\nd/b.png\0d/a.jpg\0";
+  write_file("list", nulls, sizeof nulls - 1);
+  open_list("list", '\n');
+  for (int reader = 0; reader < 2; reader++) {
+    walk(1000, 0, NULL);
+    cr_assert_str_eq(found(), "d/a.jpg;#invalid_format;", "reader %d", reader);
+  }
+  tf_list_free(&list);
+  int folder = open("d", O_RDONLY | O_DIRECTORY), saved = dup(STDIN_FILENO), ends[2];
+  cr_assert_eq(pipe(ends), 0);
+  cr_assert_eq(write(ends[1], "d/a.jpg\n", 8), 8);
+  cr_assert_eq(dup2(ends[0], STDIN_FILENO), STDIN_FILENO);
+  open_list("-", '\n');
+  tf_list_cursor first = {0}, second = {0};
+  const char *name;
+  tf_error error;
+  cr_assert_eq(tf_list_next(list, &first, &name, &error), TF_LIST_NAME);
+  cr_assert_eq(dup2(folder, STDIN_FILENO), STDIN_FILENO); /* what read(2) refuses */
+  tf_list_kind kind;
+  while ((kind = tf_list_next(list, &first, &name, &error)) == TF_LIST_WAIT) continue;
+  cr_assert_eq(kind, TF_LIST_ERROR);
+  cr_assert_eq(tf_list_next(list, &second, &name, &error), TF_LIST_NAME, "what came before is there");
+  memset(&error, 0, sizeof error);
+  cr_assert_eq(tf_list_next(list, &second, &name, &error), TF_LIST_ERROR);
+  cr_assert_not_null(strstr(error.text, "standard input: "), "%s", error.text);
+  cr_assert_eq(tf_list_next(list, &second, &name, &error), TF_LIST_END);
+  tf_list_cursor_free(&first);
+  tf_list_cursor_free(&second);
+  tf_list_free(&list);
+  dup2(saved, STDIN_FILENO);
+  int opened[] = {folder, saved, ends[0], ends[1]};
+  for (size_t i = 0; i < sizeof opened / sizeof opened[0]; i++) close(opened[i]);
+}
+
+Test(inputs, a_list_with_the_line_ends_of_elsewhere) {
+  make_tree();
+  static const char lines[] = "\xEF\xBB\xBF"
+                              "d/a.jpg\r\n\r\nd/b.png\r";
+  write_file("list", lines, sizeof lines - 1);
   open_list("list", '\n');
   walk(1000, 0, NULL);
-  cr_assert_not_null(strstr(found(), "!invalid_format"), "%s", found());
+  cr_assert_str_eq(found(), "d/a.jpg;d/b.png;");
+  tf_list_free(&list);
+  text_file("d/c.jpg\r");
+  static const char nulls[] = "d/c.jpg\r\0";
+  write_file("list", nulls, sizeof nulls - 1);
+  open_list("list", '\0');
+  walk(1000, 0, NULL);
+  cr_assert_str_eq(found(), "d/c.jpg\r;", "with NULs a name is every byte of it");
   tf_list_free(&list);
 }
 
