@@ -119,6 +119,11 @@ static int cancel_all(const cancel_config *config, const char **ids, size_t coun
     tf_say("an ID is expected: tokenflex cancel ID...");
     return TF_EXIT_USAGE;
   }
+  for (size_t i = 0; i < count; i++) {
+    if (ids[i][0]) continue;
+    tf_say("an ID is empty");
+    return TF_EXIT_USAGE;
+  }
   bool *ended = calloc(count, sizeof *ended);
   if (!ended) {
     tf_say("out of memory");

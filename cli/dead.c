@@ -249,6 +249,10 @@ static tf_code check(const dead_config *config, const char **words, size_t count
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "dead %s needs IDs, --code CODE or --all", words[0]);
   if (many && ids > 0 && (config->all || config->code))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "dead %s: either IDs, or --code CODE or --all", words[0]);
+  /* Nothing is how "any" is said to letters.lua: a script's variable that is not set must not mean every letter. */
+  if (config->code && !config->code[0]) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--code is empty");
+  for (size_t i = 1; i < count; i++)
+    if (!words[i][0]) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "dead %s: an ID is empty", words[0]);
   return TF_OK;
 }
 
@@ -256,7 +260,8 @@ static void tell_end(const dead_command *self, verb what) {
   if (what == RETRY || what == DROP) {
     printf("%llu %s\n", (unsigned long long)self->done, what == RETRY ? "put back on the queue" : "dropped");
     if (self->no_image)
-      tf_say("%llu can not be tried again: their image was not kept", (unsigned long long)self->no_image);
+      tf_say("%llu can not be tried again: their image was not kept, or there never was one",
+             (unsigned long long)self->no_image);
     if (self->ended)
       tf_say("%llu are left as they are: their id has ended again meanwhile", (unsigned long long)self->ended);
     if (self->gone) tf_say("%llu were gone already", (unsigned long long)self->gone);

@@ -95,12 +95,17 @@ bool tf_submit_is_uri(const char *input) {
   return strncmp(input, "file://", 7) == 0 || strncmp(input, "http://", 7) == 0 || strncmp(input, "https://", 8) == 0;
 }
 
-bool tf_submit_id_is_valid(const char *id) {
-  size_t size = strlen(id);
-  if (size == 0 || size > TF_SUBMIT_ID_BYTES_MAX || !tf_utf8_is_valid(id, size)) return false;
+/* UTF-8 without control characters. */
+static bool is_plain(const char *text, size_t bytes_max) {
+  size_t size = strlen(text);
+  if (size > bytes_max || !tf_utf8_is_valid(text, size)) return false;
   for (size_t i = 0; i < size; i++)
-    if ((unsigned char)id[i] < 0x20 || id[i] == 0x7F) return false;
+    if ((unsigned char)text[i] < 0x20 || text[i] == 0x7F) return false;
   return true;
+}
+
+bool tf_submit_id_is_valid(const char *id) {
+  return id[0] && is_plain(id, TF_SUBMIT_ID_BYTES_MAX);
 }
 
 tf_code tf_submit_parse_line(char *line, const char **id, const char **input, tf_error *error) {
@@ -392,16 +397,36 @@ static tf_code submit_one(submission *self, const char *id, const char *input, t
   return code;
 }
 
-static tf_code submit_list(submission *self, tf_error *error) {
-  char line[TF_SUBMIT_LINE_BYTES_MAX + 2];
-  tf_code code = TF_OK;
-  for (uint64_t number = 1; !code && fgets(line, sizeof line, stdin); number++) {
-    const char *id, *input;
-    tf_error why;
-    if (tf_interrupt_count() > 0) return tf_fail(error, TF_ERR_CANCELLED, "interrupted");
-    if (!strchr(line, '\n') && !feof(stdin))
+/* The next line of standard input, without its newline, and of the first one without a byte order mark. *found false:
+ * there is none. */
+static tf_code read_line(uint64_t number, char out[TF_SUBMIT_LINE_BYTES_MAX + 1], bool *found, tf_error *error) {
+  size_t size = 0;
+  int byte;
+  while ((byte = getc_unlocked(stdin)) != EOF && byte != '\n') {
+    if (byte == '\0')
+      return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "standard input, line %llu: holds a NUL; a list is lines of UTF-8",
+                     (unsigned long long)number);
+    if (size == TF_SUBMIT_LINE_BYTES_MAX)
       return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "standard input, line %llu: longer than %d bytes",
                      (unsigned long long)number, TF_SUBMIT_LINE_BYTES_MAX);
+    out[size++] = (char)byte;
+  }
+  out[size] = '\0';
+  if (number == 1 && strncmp(out, "\xEF\xBB\xBF", 3) == 0) memmove(out, out + 3, size - 2);
+  *found = byte != EOF || (size > 0 && !ferror(stdin));
+  return TF_OK;
+}
+
+static tf_code submit_list(submission *self, tf_error *error) {
+  char line[TF_SUBMIT_LINE_BYTES_MAX + 1];
+  bool found = true;
+  tf_code code = TF_OK;
+  for (uint64_t number = 1; !code; number++) {
+    const char *id, *input;
+    tf_error why;
+    code = read_line(number, line, &found, error);
+    if (code || !found) break;
+    if (tf_interrupt_count() > 0) return tf_fail(error, TF_ERR_CANCELLED, "interrupted");
     if (tf_submit_parse_line(line, &id, &input, &why))
       return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "standard input, line %llu: %s", (unsigned long long)number,
                      why.text);
@@ -433,6 +458,12 @@ static tf_code check(const submit_config *config, const char **inputs, size_t co
   if (config->reply && !is_reply_name(config->reply))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--reply %.150s: a name is 1 to 128 of A-Z a-z 0-9 . _ : -",
                    config->reply);
+  if (config->trace && !is_plain(config->trace, TF_TRACE_BYTES_MAX))
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--trace: at most %d bytes of UTF-8 without control characters",
+                   TF_TRACE_BYTES_MAX);
+  if (config->prompt &&
+      (strlen(config->prompt) > TF_PROMPT_BYTES_MAX || !tf_utf8_is_valid(config->prompt, strlen(config->prompt))))
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--prompt: at most %d bytes of UTF-8", TF_PROMPT_BYTES_MAX);
   if (config->tokens && (config->tokens_min || config->tokens_max))
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--vision-tokens sets both limits: leave --min- and --max- out");
   if (config->tokens_min && config->tokens_max && config->tokens_min > config->tokens_max)

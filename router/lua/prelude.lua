@@ -127,7 +127,8 @@ end
 -- A letter that kept an image has gone.
 local function free_image(sid, bytes)
   redis.call('HDEL', DEAD_IMAGES, sid)
-  redis.call('HINCRBY', DEAD_IMAGES, 'sum', '-' .. bytes)
+  local freed = tonumber(bytes) or 0
+  if freed > 0 then redis.call('HINCRBY', DEAD_IMAGES, 'sum', string.format('-%.0f', freed)) end -- "-0" is no number there
 end
 
 -- Drops the oldest letters past the bound, `most` of them at most. Their ids stay ended; `sweep` tells how many went.

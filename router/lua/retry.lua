@@ -25,7 +25,8 @@ local function remove(sid)
   redis.call('XDEL', DEAD, sid)
   if bytes then
     redis.call('HDEL', IMAGES, sid)
-    redis.call('HINCRBY', IMAGES, 'sum', -tonumber(bytes))
+    local freed = tonumber(bytes) or 0
+    if freed > 0 then redis.call('HINCRBY', IMAGES, 'sum', string.format('-%.0f', freed)) end -- "-0" is no number there
   end
 end
 

@@ -48,6 +48,12 @@ check "it says what is expected" grep -qx "tokenflex: dead: list, show, retry or
 usage "dead with a wrong verb" dead bury
 usage "dead retry of nothing" dead retry
 usage "dead retry of ids and all" dead retry --all x
+usage "dead drop of an id that is empty" dead drop ""
+usage "dead retry with one among others" dead retry one "" two
+usage "dead drop of a code that is empty" dead drop --code ""
+usage "cancel of an id that is empty" cancel one ""
+usage "submit with a trace of two lines" submit --trace $'a\nb' a.jpg
+usage "submit with a prompt that is no text" submit --prompt $'\xff' a.jpg
 usage "drain nothing" drain
 usage "keygen nothing" keygen
 
@@ -143,6 +149,11 @@ same "whoever asks again gets what it is now, not the old failure" "0 twice" "$s
 printf '\t%s\n' "$DIR/photos/cat.jpg" | "$TF" submit - 2>"$DIR/bad_list.err"
 same "a list with an empty id: status 1" 1 "${PIPESTATUS[1]}"
 check "the line is named" said bad_list "standard input, line 1"
+printf '%s\0%s\0' "$DIR/photos/cat.jpg" "$DIR/photos/dogs.jpg" | "$TF" submit --wait - >"$DIR/nul_list.out" 2>"$DIR/nul_list.err"
+same "a list of NUL-separated names: status 1, and no job of a part of it" "1 0" "${PIPESTATUS[1]} $(wc -l <"$DIR/nul_list.out")"
+check "it says what is wrong" said nul_list "standard input, line 1: holds a NUL"
+printf '\xEF\xBB\xBFmarked\t%s\r\n' "$DIR/photos/cat.jpg" | "$TF" submit --wait --max-new-tokens 2 - >"$DIR/marked.out" 2>&1
+same "a list with a byte order mark and Windows's line ends" "0 marked" "$? $(jq -r 'select(.caption) | .id' "$DIR/marked.out")"
 usage "a count that the model has not" submit --vision-tokens 64 "$DIR/photos/cat.jpg"
 check "the counts are named" said usage "4, 9, 16"
 run late submit --wait --deadline-ms 1 "$DIR/photos/cat.jpg"
@@ -235,6 +246,13 @@ same "letters that are left are as they were" 2 "$("$TF" dead list --json --code
 check "the one with its bytes was tried again, with them" until_true 20 eval '[ "$("$TF" dead show --json counted-too | jq -r .code)" = image_unsupported ]'
 same "the books count its new letter, not the old one" 6 "$(r hget 'tf:{default}:dead:images' sum)"
 "$TF" dead drop --all >/dev/null
+r xadd 'tf:{default}:jobs:1' '*' id empty-image image '' >/dev/null
+r xadd 'tf:{default}:jobs:1' '*' id after-it uri ftp://x >/dev/null
+check "an image of no bytes is dead" until_true 20 eval '[ "$(length dead)" = 2 ]'
+old=$("$TF" dead show --json empty-image | jq -r .letter)
+r hset 'tf:{default}:dead:images' "$old" 0 sum 0 >/dev/null # as earlier routers kept the books
+run none dead drop --all
+same "a letter that kept an image of no bytes is dropped as all others are" "0 2 dropped" "$status $(cat "$DIR/none.out")"
 
 # --- drain
 run none drain no-such-worker
