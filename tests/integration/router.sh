@@ -486,6 +486,11 @@ check "it is told how many went" until_true 10 grep -q 'event=dead_letters_dropp
 same "and counted" 1 "$(curl -s "http://127.0.0.1:$port/metrics" | awk '/^tokenflex_dead_dropped_total / { print $2 }')"
 for i in 5 6 7 8; do r xadd "$(key dead)" '*' id "fail-image_corrupt-$i" uri file:///x error_code x error_message x attempts 1 >/dev/null; done
 check "letters that others wrote count too" until_true 10 eval '[ "$(count dead)" = 3 ]'
+add id no-bytes image '' >/dev/null
+check "an image of no bytes dies" until_true 10 ended no-bytes
+for i in 9 10 11; do job "fail-image_corrupt-$i"; done
+check "and goes as all others do" until_true 10 eval '[ "$(entries dead | jq -r .id | xargs)" = "fail-image_corrupt-9 fail-image_corrupt-10 fail-image_corrupt-11" ]'
+same "no script of the router failed" 0 "$(grep -c event=redis_error "$DIR/dm.log")"
 down dmw dm
 r xadd "$(key dead)" '*' id urgent uri file:///x lane 0 error_code x error_message x attempts 1 >/dev/null
 r xadd "$(key dead)" '*' id unsaid uri file:///x error_code x error_message x attempts 1 >/dev/null
