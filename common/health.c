@@ -19,6 +19,7 @@ enum {
   BEAT_SLOTS = 8,
   REASON_BYTES_MAX = 160,
   CONNECTIONS_MAX = 32,
+  CONNECTIONS_OF_ADDRESS_MAX = 16, /* whoever sends a byte now and then is never idle: a probe comes from elsewhere */
   CONNECTION_TIMEOUT_S = 5,
   CONNECTION_MEMORY_BYTES = 16384,
   PAGE_BYTES_MAX = 4 * 1024 * 1024
@@ -233,9 +234,10 @@ static tf_code listen_on(tf_health *self, const char *address, tf_error *error) 
   if (code != TF_OK) return code;
   unsigned flags = MHD_USE_INTERNAL_POLLING_THREAD | (where.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0);
   self->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, self, MHD_OPTION_SOCK_ADDR, &where,
-                                  MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
-                                  (unsigned)CONNECTION_TIMEOUT_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-                                  (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_END);
+                                  MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
+                                  MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)CONNECTIONS_OF_ADDRESS_MAX,
+                                  MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)CONNECTION_TIMEOUT_S,
+                                  MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_END);
   if (!self->daemon) {
     return tf_fail(error, TF_ERR_IO,
                    "health endpoint: can not listen on %.200s (is the port taken?); --health names another, or off",

@@ -27,8 +27,11 @@ static void stop(void) {
   tf_metrics_free(&metrics);
 }
 
+static in_addr_t from = INADDR_LOOPBACK; /* of the client */
 static int connect_to_it(void) {
   int fd = socket(AF_INET, SOCK_STREAM, 0);
+  struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(from)};
+  cr_assert_eq(bind(fd, (struct sockaddr *)&own, sizeof own), 0);
   struct sockaddr_in where = {.sin_family = AF_INET,
                               .sin_port = htons((uint16_t)tf_health_port(health)),
                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -132,6 +135,17 @@ Test(health, garbage_and_silence_do_not_stop_it, .init = start, .fini = stop) {
   cr_assert_eq(request("GET", "/healthz"), 200);
   for (int i = 0; i < 8; i++) close(silent[i]);
   cr_assert_eq(request("GET", "/healthz"), 200);
+}
+
+Test(health, one_address_can_not_have_all_connections, .init = start, .fini = stop) {
+  int slow[40];
+  for (size_t i = 0; i < sizeof slow / sizeof slow[0]; i++) {
+    slow[i] = connect_to_it();
+    send(slow[i], "GET /healthz HTTP/1.1\r\nX: ", 27, MSG_NOSIGNAL); /* and never more */
+  }
+  from = INADDR_LOOPBACK + 1;
+  cr_assert_eq(request("GET", "/healthz"), 200);
+  for (size_t i = 0; i < sizeof slow / sizeof slow[0]; i++) close(slow[i]);
 }
 
 Test(health, off_still_takes_calls) {
