@@ -241,8 +241,13 @@ static tf_code add_record(page_writer *self, const tf_records *records, const tf
 
 /* path NULL or not there: nothing to add. */
 static tf_code add_file(page_writer *self, const char *path, tf_format format, bool must_exist, tf_error *error) {
-  int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+  int fd = path ? open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1; /* a FIFO would have us wait */
   if (fd < 0) return must_exist ? tf_fail(error, TF_ERR_IO, "%s: %s", path ? path : "output", strerror(errno)) : TF_OK;
+  struct stat status;
+  if (fstat(fd, &status) || !S_ISREG(status.st_mode)) {
+    close(fd);
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "%s is not a regular file", path);
+  }
   tf_records records;
   tf_record record;
   bool found;

@@ -140,6 +140,9 @@ keeps() { # WHAT WANTED COMMAND...: status 2, one line that has WANTED
 for name in mine.html photo.jpg page.fifo fifo.html dangling.html paged.jsonl ./paged.jsonl.run.json paged.jsonl.errors.jsonl hard.jsonl; do
   keeps "report -o $name" "$name" report paged.jsonl -o "$name"
 done
+keeps "report of a folder" "none is not a regular file" report "$DIR/none" -o fresh.html
+keeps "report of a FIFO" "page.fifo is not a regular file" report page.fifo -o fresh.html
+check "no page is left of those" test ! -e fresh.html -a ! -e fresh.html.new
 keeps "report into no folder" "the folder $DIR/gone is missing" report paged.jsonl -o "$DIR/gone/page.html"
 keeps "caption --report over a photo" "photo.jpg exists" caption photo.jpg -o fresh.jsonl --report photo.jpg
 keeps "caption --report over its own lines" "holds the captions' lines" caption photo.jpg -o fresh.jsonl --report "$DIR/none/../fresh.jsonl"
