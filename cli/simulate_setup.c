@@ -172,6 +172,8 @@ tf_code tf_simulate_arrivals(const tf_simulate_options *options, tf_recorded *re
   arrivals->until_s = options->until_s > 0 ? options->until_s : options->duration_s;
   arrivals->period_s = options->period_s > 0 ? options->period_s : options->duration_s;
   arrivals->burst_jobs = (double)options->burst_jobs;
+  if (arrivals->shape != TF_ARRIVALS_TRACE && options->trace)
+    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--trace FILE is about recorded arrivals: give --arrivals trace");
   if (arrivals->shape != TF_ARRIVALS_TRACE) return TF_OK;
   if (!options->trace) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--arrivals trace needs --trace FILE");
   tf_code code = tf_recorded_load(options->trace, recorded, error);

@@ -63,6 +63,7 @@ refused "an event that is none" "30:llm:-2" --event 5:router:1
 for arrivals in step wave ramp; do refused "$arrivals without a peak" "give --peak" -a "$arrivals"; done
 refused "bursts without a time between" "give --period-s" -a burst
 refused "a trace without a file" "--trace" -a trace
+refused "a trace that nothing follows" "give --arrivals trace" -t "$DIR/times"
 refused "an argument too many" "extra" extra
 bad() { local name=$1 wanted=$2 said; shift 2; said=$(sim "$@" 2>&1 >/dev/null); same "$name: exit" 1 $?
   case $said in *"$wanted"*) check "$name: text" true ;; *) same "$name: text" "$wanted" "$said" ;; esac; }
