@@ -15,7 +15,8 @@ struct tf_source {
   tf_inputs *inputs;
   held *window, given; /* given: the last picture handed out */
   size_t count, bytes;
-  bool walked; /* to the end */
+  bool walked;   /* to the end */
+  tf_error stop; /* what ended the walk early, to be told after the window; code TF_OK: nothing, or told */
   uint64_t taken, state;
 };
 
@@ -66,7 +67,8 @@ static bool is_full(const tf_source *self) {
 /* TF_INPUT_IMAGE: it is in the window. */
 static tf_input_kind hold_next(tf_source *self, size_t names_max, tf_input *out) {
   tf_input_kind kind = tf_inputs_next(self->inputs, names_max, out);
-  if (kind == TF_INPUT_END) self->walked = true;
+  if (kind == TF_INPUT_END || kind == TF_INPUT_STOP) self->walked = true;
+  if (kind == TF_INPUT_STOP) self->stop = out->error;
   if (kind != TF_INPUT_IMAGE) return kind;
   held item = {strdup(out->image), strdup(out->path)};
   if (!item.image || !item.path) {
@@ -84,7 +86,12 @@ static tf_input_kind next_shuffled(tf_source *self, size_t names_max, tf_input *
   for (size_t looked = 0; !self->walked && !is_full(self); looked++) {
     if (looked == names_max) return TF_INPUT_PAUSE;
     tf_input_kind kind = hold_next(self, names_max, out);
-    if (kind != TF_INPUT_IMAGE && kind != TF_INPUT_END) return kind;
+    if (kind != TF_INPUT_IMAGE && !self->walked) return kind;
+  }
+  if (self->count == 0 && self->stop.code) {
+    out->error = self->stop;
+    self->stop.code = TF_OK;
+    return TF_INPUT_STOP;
   }
   if (self->count == 0) return TF_INPUT_END;
   size_t at = (size_t)(draw(self) % self->count);

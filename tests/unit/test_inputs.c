@@ -352,6 +352,23 @@ Test(inputs, a_list_that_can_not_be_read_stops_every_reader) {
   for (size_t i = 0; i < sizeof opened / sizeof opened[0]; i++) close(opened[i]);
 }
 
+Test(inputs, a_list_that_can_not_be_read_is_shuffled_first) {
+  make_tree();
+  static const char lines[] = "d/a.jpg\nd/b.png\nd/\0";
+  write_file("list", lines, sizeof lines - 1);
+  open_list("list", '\n');
+  tf_source_config config = {.inputs = {.list = list}, .shuffle = true, .seed = 1};
+  tf_source *source = tf_source_new(&config);
+  tf_input input;
+  cr_assert_eq(tf_source_next(source, 1000, &input), TF_INPUT_IMAGE);
+  cr_assert_eq(tf_source_next(source, 1000, &input), TF_INPUT_IMAGE);
+  cr_assert_eq(tf_source_next(source, 1000, &input), TF_INPUT_STOP);
+  cr_assert_eq(input.error.code, TF_ERR_INVALID_FORMAT);
+  cr_assert_eq(tf_source_next(source, 1000, &input), TF_INPUT_END);
+  tf_source_free(&source);
+  tf_list_free(&list);
+}
+
 Test(inputs, a_list_with_the_line_ends_of_elsewhere) {
   make_tree();
   static const char lines[] = "\xEF\xBB\xBF"
