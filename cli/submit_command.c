@@ -402,6 +402,7 @@ static tf_code submit_one(submission *self, const char *id, const char *input, t
 static tf_code read_line(uint64_t number, char out[TF_SUBMIT_LINE_BYTES_MAX + 1], bool *found, tf_error *error) {
   size_t size = 0;
   int byte;
+  out[0] = '\0';
   while ((byte = getc_unlocked(stdin)) != EOF && byte != '\n') {
     if (byte == '\0')
       return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "standard input, line %llu: holds a NUL; a list is lines of UTF-8",
