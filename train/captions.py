@@ -54,10 +54,12 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--decay", type=float, default=0.01, help="AdamW's weight decay")
     parser.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
     parser.add_argument("--noise", type=float, default=0.0, help="share of patches dropped (set to the mean patch)")
+    parser.add_argument("--word-noise", type=float, default=0.0, help="share of a caption's words read as others: less by heart")
     parser.add_argument("--side", type=float, default=1.0, help="a window of the features, of at least this share a side")
     parser.add_argument("--vision-rank", type=int, default=0, help="a LoRA for the ViT too, where the adapter has none")
     parser.add_argument("--vision-rate", type=float, default=2e-4, help="peak learning rate of the ViT's LoRA")
     parser.add_argument("--crop", type=float, default=0.6, help="what the ViT sees while it learns: at least this share a side")
+    parser.add_argument("--tone", type=float, default=0.0, help="its brightness, contrast and colour change by up to this share")
     parser.add_argument("--average", type=float, default=0.99, help="decay of the weights' running average a step")
     parser.add_argument("--workers", type=int, default=1, help="processes; each takes its part of a batch")
     parser.add_argument("--seed", type=int, default=1)
@@ -166,7 +168,7 @@ class Trainer:
     def features(self, rows: list[int]) -> torch.Tensor:
         """Features [rows, patches, width] of training images, each seen in a way drawn at random."""
         if self.vision:
-            features = self.vision.features(self._pictures.take(rows, self.views, self.options.crop), self.adapter)
+            features = self.vision.features(self._pictures.take(rows, self.views, self.options.crop, self.options.tone), self.adapter)
         else:
             features = take(self._cache, rows, self.views)
         return augment(features.to(self.llm.device), self.options.noise, self.options.side)
@@ -265,6 +267,12 @@ def augment(features: torch.Tensor, dropped: float, side: float) -> torch.Tensor
     return features
 
 
+def misread(tokens: torch.Tensor, share: float, ids: torch.Tensor) -> torch.Tensor:
+    """Tokens, a share of which have become other ones of `ids`; what is due stays as it is."""
+    others = ids[torch.randint(len(ids), tokens.shape).to(ids.device)]
+    return torch.where(torch.rand(tokens.shape).to(ids.device) < share, others, tokens)
+
+
 def train(crew: team.Team, options: argparse.Namespace) -> None:
     """One worker's run."""
     trainer = Trainer(crew, options)
@@ -287,6 +295,7 @@ def train(crew: team.Team, options: argparse.Namespace) -> None:
             prefix = trainer.prefix(trainer.features(chunk), count, trainer.adapter)
             groups = [trainer.views.sample(captions[row], min(options.captions, len(captions[row]))) for row in chunk]
             layout = lay_out(groups, prefix.shape[1], trainer.llm.device)
+            layout.tokens = misread(layout.tokens, options.word_noise, allowed)
             weights = torch.full(layout.targets.shape, len(chunk) / len(rows) / len(layout.targets), device=trainer.llm.device)
             loss = trainer.llm.loss(hidden_states(trainer.llm, prefix, layout, trainer.adapter), head,
                                     place[layout.targets], weights, options.smoothing)

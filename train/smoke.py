@@ -182,6 +182,23 @@ def check_vision(tiny: Path) -> None:
     check(slope_off < 0.01, f"its gradient is within {slope_off:.4f} of the differences'")
 
 
+def check_changes() -> None:
+    """What makes a caption and a picture look otherwise each time."""
+    torch.manual_seed(0)
+    tokens, ids = torch.zeros(40, 50, dtype=torch.long), torch.tensor([7, 8, 9])
+    read = captions.misread(tokens, 0.25, ids)
+    share = float((read != 0).float().mean())
+    check(0.2 < share < 0.3 and set(read.unique().tolist()) == {0, 7, 8, 9}, f"{share:.2f} of the words are read as others")
+    check(torch.equal(captions.misread(tokens, 0.0, ids), tokens), "or none")
+    pixels, views = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 155 + 50, random.Random(0)
+    toned = [pictures.retone(pixels, views, 0.3) for _ in range(200)]
+    light = [float(one.mean() / pixels.mean()) for one in toned]
+    check(0.7 <= min(light) < 0.75 and 1.25 < max(light) <= 1.3, f"brightness changes by {min(light):.2f} to {max(light):.2f}")
+    spread = [float(one.std() / one.mean() * pixels.mean() / pixels.std()) for one in toned]
+    check(min(spread) < 0.9 and max(spread) > 1.1, f"contrast, too, by {min(spread):.2f} to {max(spread):.2f}")
+    check(torch.allclose(pictures.retone(pixels, views, 0.0), pixels), "or nothing")
+
+
 def check_fast(tiny: Path, kernels: Path) -> None:
     """fast.py's loss and gradients in bf16 against autograd's in f32; autograd's own in bf16 are the measure."""
     file, random = GgufReader(tiny / "llm.gguf"), torch.Generator().manual_seed(0)
@@ -305,6 +322,7 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     check_gradients()
     check_table(folder)
     check_vision(tiny)
+    check_changes()
     check_fast(tiny, folder / "kernels")
     smoke_faults.check_data(folder / "faults", check)
     smoke_faults.check_languages(folder, check)
@@ -325,10 +343,10 @@ def run(folder: Path, tiny: Path, program: Path | None) -> None:
     check(log[-1] < 0.5 * log[0], f"captions: loss {log[0]:.3f} -> {log[-1]:.3f}")
     smoke_faults.check_cache(folder, tiny, check)
     smoke_faults.check_resume(lambda out, *extra: options_of(captions.options_parser(), paths | {"out": folder / out}, "--steps",
-                                                             "8", "--noise", "0.3", *budget, *extra), check)
+                                                             "8", "--noise", "0.3", "--word-noise", "0.1", *budget, *extra), check)
     paths |= {"start": folder / "captions/adapter.gguf", "out": folder / "seeing"}
     team.run(1, 0, captions.train, options_of(captions.options_parser(), paths, "--steps", "12", "--rate", "1e-3", "--crop", "0.9",
-                                              "--vision-rank", "2", "--vision-rate", "1e-2", "--average", "0.8", *budget))
+                                              "--tone", "0.1", "--vision-rank", "2", "--vision-rate", "1e-2", "--average", "0.8", *budget))
     learned = export.read(paths["out"] / "adapter.gguf")[0]
     moved = max(float(tensor.abs().max()) for name, tensor in learned.items() if name.startswith("vision.") and name.endswith("_b"))
     check(moved > 1e-3, f"the ViT's LoRA has moved by {moved:.3f}")
