@@ -229,7 +229,7 @@ same "with an output it has every caption" "0 6" "$status $(count s.jsonl)"
 same "sidecar and line agree" "$(jq -r 'select(.image == "s/b2.jpg") | .caption' s.jsonl)" "$(cat s/b2.txt)"
 caption side3 s --sidecar --overwrite
 check "--overwrite replaces them" test "$(cat s/b1.txt)" != mine
-same "no temporary file is left" "" "$(find s -name '.*' -type f)"
+same "no temporary file is left, and none of others is touched" "s/.crop0001.txt.tokenflex mine" "$(find s -name '.*' -type f) $(cat s/.crop0001.txt.tokenflex)"
 
 # --- pictures of the same bytes
 mkdir t

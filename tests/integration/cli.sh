@@ -125,6 +125,12 @@ check "the message names the file" said broken_model "llm.gguf"
 check "no output is left of a run that never began" test ! -e "$DIR/never.jsonl"
 check "nothing is left behind by all of these" nothing_left
 
+(ulimit -n 64; exec timeout -k 5 60 "$TF" caption "$DIR/photos/cat.jpg" >"$DIR/few.out" 2>"$DIR/few.err" </dev/null)
+same "64 files are enough" "0 1" "$? $(wc -l <"$DIR/few.out")"
+(ulimit -n 40; exec timeout -k 5 60 "$TF" caption "$DIR/photos/cat.jpg" >"$DIR/few.out" 2>"$DIR/few.err" </dev/null)
+same "40 are not" 1 $?
+check "and it says how many are needed" said few "40 files open here (ulimit -n); 64 are needed"
+
 # --- a report, a plot or a record replaces its own kind alone
 cd "$DIR" || exit 1
 caption paged "$DIR/photos/cat.jpg" -o paged.jsonl --report page.html
