@@ -169,8 +169,8 @@ static tf_code check_folder(caption *self, const char *start, const char *folder
 static tf_code open_past(caption *self) {
   char folder[PATH_MAX];
   if (!getcwd(folder, sizeof folder)) snprintf(folder, sizeof folder, "/"); /* relative names fail by themselves then */
-  tf_code code = self->config.overwrite ? tf_output_is_ours(&self->output, &self->error) : TF_OK;
   self->resumed = tf_output_has_past(&self->output) && !self->config.overwrite;
+  tf_code code = self->resumed ? TF_OK : tf_output_is_ours(&self->output, &self->error);
   if (!code && !self->resumed && self->config.upgrade)
     return tf_fail(&self->error, TF_ERR_INVALID_ARGUMENT, "--upgrade: %.300s holds no captions", self->config.output);
   if (!code && self->resumed) code = tf_earlier_read(self->output.run_path, &self->earlier, &self->error);
@@ -181,8 +181,9 @@ static tf_code open_past(caption *self) {
   if (!code) code = tf_past_init(&self->past, start, &self->error);
   self->record.folder = self->past.folder;
   if (code || !self->resumed) return code;
-  uint64_t merged;
-  code = tf_upgrade_merge(&self->output, &self->past, &merged, &self->error); /* of a run that was killed */
+  uint64_t merged = 0;
+  code = tf_output_upgrade_is_ours(&self->output, &self->error);
+  if (!code) code = tf_upgrade_merge(&self->output, &self->past, &merged, &self->error); /* of a run that was killed */
   self->record.upgraded += merged;
   self->past.target = self->config.upgrade && !has_deployment(self) ? (uint32_t)self->settings.vision_tokens : 0;
   return code ? code : tf_past_read(&self->past, &self->output, &self->error);

@@ -26,7 +26,7 @@ tf_code tf_earlier_read(const char *run_path, tf_earlier *out, tf_error *error) 
   if (!json_is_object(settings)) {
     json_decref(top);
     return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
-                   "%s can not be read (%.100s): name another output, or give --overwrite", run_path,
+                   "%s can not be read (%.100s): name another output, or move it away and give --overwrite", run_path,
                    top ? "no settings" : why.text);
   }
   out->found = true;

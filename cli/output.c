@@ -4,6 +4,7 @@
 #include "cli/output.h"
 
 #include "cli/csv.h"
+#include "cli/records.h"
 #include "cli/replace.h"
 #include "cli/target.h"
 #include "common/clock.h"
@@ -125,18 +126,45 @@ bool tf_output_has_past(const tf_output *self) {
   return self->captions.path && (self->captions.size > 0 || has_bytes(self->errors.path));
 }
 
+/* Better lines of a run that was killed: empty, or the first one is whole, or torn and ours. */
+static bool is_upgrade(const char *path, tf_format format) {
+  tf_records records;
+  tf_record first;
+  tf_error ignored;
+  bool found = true;
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  if (fd < 0) return errno == ENOENT;
+  tf_records_open(&records, fd, format);
+  bool ours = tf_records_next(&records, &first, &found, &ignored) == TF_OK && (!found || first.good || first.torn);
+  tf_records_close(&records);
+  close(fd);
+  return ours;
+}
+
+static tf_code refuse(const char *path, const char *what, tf_error *error) {
+  return tf_fail(error, TF_ERR_INVALID_ARGUMENT,
+                 "%.300s does not begin as %s of this command, so it is not replaced; name another output, or move it "
+                 "away",
+                 path, what);
+}
+
 tf_code tf_output_is_ours(const tf_output *self, tf_error *error) {
-  static const tf_file_kind jsonl = {"", "{\"id\":\"", "\"image\":"}, csv = {"", "image,caption,vision_tokens,", NULL};
-  const char *fault = NULL;
+  static const tf_file_kind jsonl = {"", "{\"id\":\"", "\"image\":"}, csv = {"", "image,caption,vision_tokens,", NULL},
+                            run = {"", "{\n  \"run\": \"", NULL};
   if (!self->captions.path) return TF_OK;
-  if (!tf_file_is(self->captions.path, &jsonl) && !tf_file_is(self->captions.path, &csv)) fault = self->captions.path;
-  if (!fault && has_bytes(self->errors.path) && !tf_file_is(self->errors.path, &jsonl)) fault = self->errors.path;
-  if (!fault) return TF_OK;
-  return tf_fail(
-      error, TF_ERR_INVALID_ARGUMENT,
-      "%.300s does not begin as captions of this command do, so --overwrite does not replace it; name another "
-      "output, or remove it",
-      fault);
+  if (!tf_file_is(self->captions.path, &jsonl) && !tf_file_is(self->captions.path, &csv))
+    return refuse(self->captions.path, "captions", error);
+  if (has_bytes(self->errors.path) && !tf_file_is(self->errors.path, &jsonl))
+    return refuse(self->errors.path, "failures", error);
+  if (has_bytes(self->run_path) && !tf_file_is(self->run_path, &run))
+    return refuse(self->run_path, "the settings", error);
+  bool upgrade = is_upgrade(self->upgrade.path, TF_FORMAT_JSONL) || is_upgrade(self->upgrade.path, TF_FORMAT_CSV);
+  return upgrade ? TF_OK : refuse(self->upgrade.path, "better captions", error);
+}
+
+tf_code tf_output_upgrade_is_ours(const tf_output *self, tf_error *error) {
+  bool ours = !self->upgrade.path || is_upgrade(self->upgrade.path, self->format);
+  return ours ? TF_OK : refuse(self->upgrade.path, "better captions", error);
 }
 
 /* -- writing ---------------------------------------------------------------------------------------------------- */

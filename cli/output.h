@@ -34,9 +34,11 @@ typedef struct tf_output {
 tf_code tf_output_open(tf_output *self, const char *path, tf_format format, tf_error *error);
 /* An earlier run has left captions or failures there. */
 bool tf_output_has_past(const tf_output *self);
-/* FILE and FILE.errors.jsonl are empty, or begin as lines of ours do: --overwrite may begin them anew.
+/* FILE and the files beside it that a new beginning replaces or removes are empty, or begin as ours do.
  * TF_ERR_INVALID_ARGUMENT: the text names the one that does not. */
 tf_code tf_output_is_ours(const tf_output *self, tf_error *error);
+/* The same of FILE.upgrade alone, which tf_upgrade_merge removes. */
+tf_code tf_output_upgrade_is_ours(const tf_output *self, tf_error *error);
 /* The run is about to write. anew: what was in the files goes; else lines are added to them. */
 tf_code tf_output_begin(tf_output *self, bool anew, tf_error *error);
 /* One line of JSON or more, whole (CSV: one). at (may be NULL): where it begins. After TF_ERR_IO the file ends with the

@@ -256,7 +256,7 @@ static tf_code add_file(page_writer *self, const char *path, tf_format format, b
   for (; !code && found; code = tf_records_next(&records, &record, &found, error)) {
     if (record.good)
       code = add_record(self, &records, &record, error);
-    else if (record.whole && !record.header)
+    else if (!record.torn && !record.header)
       code = tf_fail(error, TF_ERR_INVALID_FORMAT, "%s: not an output of tokenflex caption (byte %lld)", path,
                      (long long)record.offset);
     if (code) break;

@@ -81,7 +81,7 @@ static tf_code walk(scan *self, off_t *good_end, tf_error *error) {
     code = tf_records_next(&records, &record, &found, error);
     if (code || !found) break;
     line++;
-    bool torn = !record.whole || memchr(record.text, '\0', record.bytes); /* zeros: the power failed */
+    bool torn = record.torn || memchr(record.text, '\0', record.bytes); /* zeros: the power failed */
     if (!record.good && !record.header && bad_line == 0) bad_line = line;
     if (!record.good && !record.header && torn) continue;
     if (bad_line > 0) {

@@ -82,6 +82,18 @@ static bool read_csv(tf_records *self, tf_record *out) {
   return out->vision_tokens > 0;
 }
 
+static bool begins_alike(const char *text, size_t bytes, const char *start) {
+  size_t size = strlen(start);
+  return memcmp(text, start, bytes < size ? bytes : size) == 0;
+}
+
+/* What a kill, or a power failure (zeros), leaves of a record. A row of a CSV file may begin with anything. */
+static bool is_torn(const tf_records *self, const tf_record *record) {
+  bool anything = self->format == TF_FORMAT_CSV && record->offset > 0;
+  const char *start = self->format == TF_FORMAT_CSV ? "image,caption,vision_tokens," : "{\"id\":\"";
+  return anything || begins_alike(record->text, record->bytes, start) || memchr(record->text, '\0', record->bytes);
+}
+
 static size_t end_of_record(const tf_records *self) {
   const char *start = self->text.data + self->taken;
   size_t size = self->text.size - self->taken;
@@ -131,6 +143,7 @@ tf_code tf_records_next(tf_records *self, tf_record *out, bool *found, tf_error 
   self->taken += out->bytes;
   self->offset += (off_t)out->bytes;
   if (out->whole) out->good = self->format == TF_FORMAT_CSV ? read_csv(self, out) : read_json(self, out);
+  out->torn = !out->whole && is_torn(self, out);
   out->image = self->name.data;
   return TF_OK;
 }

@@ -19,6 +19,7 @@ typedef struct tf_record {
   bool whole; /* ends with its line's end */
   bool good;  /* whole, and a caption or failure of a picture; false for the header of a CSV file, too */
   bool header;
+  bool torn;              /* not whole, but begins as a record of ours does: a kill has torn it */
   const char *image;      /* its name's own bytes, as typed; good only */
   uint32_t vision_tokens; /* assigned; 0: a failure */
   const char *caption;    /* NULL: a failure */

@@ -3,6 +3,8 @@
  * The order is: data, fsync, rename, fsync of the folder. */
 #include "cli/replace.h"
 
+#include "cli/temporary.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -12,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BLOCK_BYTES = 256 * 1024, LINE_BYTES_MAX = 4 * 1024 * 1024 };
+enum { BLOCK_BYTES = 256 * 1024, LINE_BYTES_MAX = 4 * 1024 * 1024, PATH_BYTES_MAX = 8192 };
 
 void tf_sync_folder(const char *path) {
   char *copy = strdup(path);
@@ -30,12 +32,17 @@ tf_code tf_replace_begin(tf_replace *self, const char *path, tf_error *error) {
   self->fd = -1;
   tf_buffer_init(&self->block, BLOCK_BYTES + LINE_BYTES_MAX);
   self->path = strdup(path);
-  if (!self->path || asprintf(&self->temporary, "%s.new", path) < 0) {
-    self->temporary = NULL;
-    return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
-  }
-  self->fd = open(self->temporary, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
-  if (self->fd < 0) return tf_fail(error, TF_ERR_IO, "%s: %s", self->temporary, strerror(errno));
+  if (!self->path) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
+  tf_buffer name;
+  tf_buffer_init(&name, PATH_BYTES_MAX);
+  tf_temporary_sweep(path);
+  self->fd = tf_temporary_open(path, &name);
+  int failed = errno;
+  if (self->fd >= 0) self->temporary = strdup(name.data);
+  if (self->fd >= 0 && !self->temporary) unlink(name.data);
+  tf_buffer_free(&name);
+  if (self->fd < 0) return tf_fail(error, TF_ERR_IO, "%s: no file can be made beside it: %s", path, strerror(failed));
+  if (!self->temporary) return tf_fail(error, TF_ERR_OUT_OF_MEMORY, "out of memory");
   struct stat status;
   if (stat(path, &status) == 0 && fchmod(self->fd, status.st_mode & 0777))
     return tf_fail(error, TF_ERR_IO, "%s: %s", self->temporary, strerror(errno));

@@ -8,17 +8,18 @@
 #include "common/error.h"
 
 typedef struct tf_replace {
-  char *path, *temporary; /* temporary: path.new */
+  char *path, *temporary; /* temporary: beside path, a name that nobody else has */
   int fd;                 /* -1: not open */
   tf_buffer block;        /* not written yet */
 } tf_replace;
 
-/* Opens path.new; what an earlier crash left there goes. The mode is that of the file at path, where there is one. */
+/* Opens a file beside path, locked (flock); what earlier crashes left there goes. The mode is that of the file at path,
+ * where there is one. */
 tf_code tf_replace_begin(tf_replace *self, const char *path, tf_error *error);
 tf_code tf_replace_write(tf_replace *self, const void *data, size_t size, tf_error *error);
-/* Syncs, renames, syncs the folder. fd_out not NULL: the file stays open there, else it is closed. */
+/* Syncs, renames, syncs the folder. fd_out not NULL: the file stays open and locked there, else it is closed. */
 tf_code tf_replace_commit(tf_replace *self, int *fd_out, tf_error *error);
-/* Removes path.new; nothing after a commit. */
+/* Removes the file beside path; nothing after a commit. */
 void tf_replace_end(tf_replace *self);
 
 /* Makes a new name, or the lack of one, durable: syncs the folder that path is in. Best effort: not every file system

@@ -213,6 +213,7 @@ static tf_code turn(tf_run *self, tf_error *error) {
 tf_code tf_run_work(tf_run *self, tf_buffer *report, tf_error *error) {
   tf_code code = TF_OK;
   tf_duplicates_init(&self->duplicates);
+  tf_keymap_init(&self->swept, 1);
   for (size_t i = 0; i < self->server_count; i++)
     tf_link_place(&self->servers[i].link, self->places[i], sizeof self->places[i]);
   while (!code && (!self->source_ended || self->pending.number || self->job_count > 0)) {
@@ -247,6 +248,7 @@ void tf_run_end(tf_run *self) {
   tf_window_free_job(&self->pending);
   tf_upgrade_close(&self->upgrade);
   tf_duplicates_free(&self->duplicates);
+  tf_keymap_free(&self->swept);
   self->record->skipped = tf_source_skipped(self->source);
   if (self->first_submit_ms) self->record->working_ms = self->last_answer_ms - self->first_submit_ms;
 }

@@ -71,6 +71,7 @@ typedef struct tf_run {
   bool forecast_told, late_told;
   tf_upgrade upgrade;
   tf_duplicates duplicates;
+  tf_keymap swept; /* folders of sidecars that hold nothing of killed runs any more */
   tf_rate rate;
   tf_queue_depth depth;
   bool depth_known;

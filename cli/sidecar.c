@@ -1,10 +1,11 @@
 /* Writes sidecars. In: captions. Out: files.
  * Moving into place must not replace: renameat2 does that, and link(2) where the file system knows no such rename.
- * The temporary name is hidden and the photo's own: what a killed run leaves there, the next one writes over. */
+ * What a killed run leaves beside them is hidden, and removed by whoever comes to the folder next (tf_temporary_sweep).
+ */
 #include "cli/sidecar.h"
 
 #include "cli/inputs.h"
-#include "cli/keymap.h"
+#include "cli/temporary.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PATH_BYTES_MAX = 8192, CAPTION_BYTES_MAX = 1024 * 1024, NAME_BYTES_MAX = 200 };
+enum { PATH_BYTES_MAX = 8192, CAPTION_BYTES_MAX = 1024 * 1024 };
 
 static size_t stem_bytes(const char *photo) {
   const char *slash = strrchr(photo, '/'), *name = slash ? slash + 1 : photo;
@@ -59,9 +60,7 @@ bool tf_sidecar_holds(const char *photo, const char *caption) {
   return holds;
 }
 
-static int write_new(const char *path, const char *caption) {
-  int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
-  if (fd < 0) return errno;
+static int write_new(int fd, const char *caption) {
   tf_buffer text;
   int failed = 0;
   tf_buffer_init(&text, CAPTION_BYTES_MAX);
@@ -73,7 +72,6 @@ static int write_new(const char *path, const char *caption) {
   }
   if (!failed && text.overflow) failed = EFBIG;
   if (!failed && fdatasync(fd)) failed = errno;
-  if (close(fd) && !failed) failed = errno;
   tf_buffer_free(&text);
   return failed;
 }
@@ -93,18 +91,6 @@ static const char *keeper(const char *path) {
   return tf_inputs_has_signature(path) ? "what has its name is a picture" : NULL;
 }
 
-/* Where the sidecar at path is written before it is moved. A name that is nearly as long as names may be has no room
- * for more: a hash stands for it. */
-static void temporary_path(const tf_buffer *path, tf_buffer *out) {
-  const char *slash = strrchr(path->data, '/'), *name = slash ? slash + 1 : path->data;
-  size_t size = strlen(name);
-  tf_buffer_append(out, path->data, (size_t)(name - path->data));
-  if (size <= NAME_BYTES_MAX)
-    tf_buffer_printf(out, ".%s.tokenflex", name);
-  else
-    tf_buffer_printf(out, ".%016llx.tokenflex", (unsigned long long)tf_key_of(name, size));
-}
-
 tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite, bool *kept, bool *disk_full,
                          tf_error *error) {
   tf_buffer path, temporary;
@@ -112,14 +98,18 @@ tf_code tf_sidecar_write(const char *photo, const char *caption, bool overwrite,
   tf_buffer_init(&path, PATH_BYTES_MAX);
   tf_buffer_init(&temporary, PATH_BYTES_MAX);
   tf_sidecar_path(photo, &path);
-  if (path.data && !path.overflow) temporary_path(&path, &temporary);
-  bool named = path.data && temporary.data && !path.overflow && !temporary.overflow;
+  bool named = path.data && !path.overflow;
   int failed = !named ? ENAMETOOLONG : is_itself(photo, &path) ? EEXIST : 0;
   const char *why = !failed && overwrite ? keeper(path.data) : NULL;
   if (why) failed = EPERM;
-  if (!failed) failed = write_new(temporary.data, caption);
+  int fd = failed ? -1 : tf_temporary_open(path.data, &temporary);
+  if (!failed && fd < 0) failed = errno;
+  if (fd >= 0) failed = write_new(fd, caption);
   if (!failed) failed = move_into_place(temporary.data, path.data, overwrite);
-  if (temporary.data && !why) unlink(temporary.data);
+  if (fd >= 0) {
+    unlink(temporary.data); /* not there any more where all went well */
+    close(fd);              /* its lock has kept it until here */
+  }
   *kept = failed == EEXIST;
   *disk_full = failed == ENOSPC || failed == EDQUOT;
   if (failed && !*kept) tf_fail(error, TF_ERR_IO, "its sidecar can not be written: %s", why ? why : strerror(failed));

@@ -9,6 +9,7 @@
 #include "policy/simulator.h"
 
 enum { TF_SIMULATE_RULES_MAX = 7, TF_TRACE_JOBS_MAX = 50000000 };
+enum { TF_SIMULATE_FROM_S = 60, TF_SIMULATE_BURST_JOBS = 100 }; /* defaults, as the tables of options have them */
 
 typedef struct tf_simulate_options {
   const char *arrivals, *service, *trace, *plot, *title;

@@ -151,12 +151,40 @@ static tf_code parse_events(const tf_string_list *list, tf_simulation *out, tf_e
 
 /* --- Arrivals --- */
 
+/* What the arrivals that were chosen make no use of, and so would pass over in silence. A value that is the option's
+ * own default counts as not given. */
+static tf_code refuse_unused(const tf_simulate_options *options, tf_arrivals_shape shape, tf_error *error) {
+  enum { STEP = 1 << TF_ARRIVALS_STEP, BURST = 1 << TF_ARRIVALS_BURST, WAVE = 1 << TF_ARRIVALS_WAVE };
+  enum { RAMP = 1 << TF_ARRIVALS_RAMP, TRACE = 1 << TF_ARRIVALS_TRACE };
+  const struct {
+    const char *name;
+    bool given;
+    unsigned users;
+    const char *arrivals;
+  } rows[] = {
+      {"peak", options->peak > 0, STEP | WAVE | RAMP, "step, wave or ramp"},
+      {"from-s", options->from_s != TF_SIMULATE_FROM_S, STEP, "step"},
+      {"until-s", options->until_s > 0, STEP, "step"},
+      {"period-s", options->period_s > 0, BURST | WAVE, "burst or wave"},
+      {"burst-jobs", options->burst_jobs != TF_SIMULATE_BURST_JOBS, BURST, "burst"},
+      {"even", options->even, ~(unsigned)TRACE, "poisson, or another one of a rate"},
+      {"trace", options->trace != NULL, TRACE, "trace"},
+  };
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+    if (rows[i].given && !(rows[i].users >> shape & 1))
+      return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--%s: arrivals %s make no use of it; give --arrivals %s",
+                     rows[i].name, options->arrivals, rows[i].arrivals);
+  return TF_OK;
+}
+
 tf_code tf_simulate_arrivals(const tf_simulate_options *options, tf_recorded *recorded, tf_arrivals_config *arrivals,
                              tf_error *error) {
   *arrivals = (tf_arrivals_config){.shape = TF_ARRIVALS_POISSON};
   static const char *const names[] = {"constant", "poisson", "step", "burst", "wave", "ramp", "trace"};
   for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
     if (strcmp(names[i], options->arrivals) == 0) arrivals->shape = (tf_arrivals_shape)i;
+  tf_code code = refuse_unused(options, arrivals->shape, error);
+  if (code != TF_OK) return code;
   bool has_peak =
       arrivals->shape == TF_ARRIVALS_STEP || arrivals->shape == TF_ARRIVALS_WAVE || arrivals->shape == TF_ARRIVALS_RAMP;
   if (has_peak && options->peak <= 0)
@@ -172,11 +200,9 @@ tf_code tf_simulate_arrivals(const tf_simulate_options *options, tf_recorded *re
   arrivals->until_s = options->until_s > 0 ? options->until_s : options->duration_s;
   arrivals->period_s = options->period_s > 0 ? options->period_s : options->duration_s;
   arrivals->burst_jobs = (double)options->burst_jobs;
-  if (arrivals->shape != TF_ARRIVALS_TRACE && options->trace)
-    return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--trace FILE is about recorded arrivals: give --arrivals trace");
   if (arrivals->shape != TF_ARRIVALS_TRACE) return TF_OK;
   if (!options->trace) return tf_fail(error, TF_ERR_INVALID_ARGUMENT, "--arrivals trace needs --trace FILE");
-  tf_code code = tf_recorded_load(options->trace, recorded, error);
+  code = tf_recorded_load(options->trace, recorded, error);
   if (code != TF_OK) return code;
   arrivals->times = recorded->arrived_s;
   arrivals->time_count = recorded->count;

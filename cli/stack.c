@@ -11,11 +11,13 @@
 #include "common/clock.h"
 #include "common/redis.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum {
@@ -23,6 +25,9 @@ enum {
   STOP_MARGIN_MS = 2000,
   REDIS_STOP_MS_MAX = 2000,
   MEMORY_MIB_MAX = 1024,
+  CLIENTS_MAX = 10000,
+  FILES_MIN = 64,
+  REDIS_FILES = 32, /* that Redis keeps for itself, besides a file for each client */
   DEDUPE_WINDOW_S = 600,
   RESTART_MS_MIN = 5000 /* between two starts of a worker that ends in order */
 };
@@ -91,8 +96,23 @@ static tf_code begin_arguments(arguments *argv, const char *program, tf_error *e
 
 /* -- the four --------------------------------------------------------------------------------------------------- */
 
+/* As many as the limit of open files allows: Redis asks for more than it needs where it is not told. */
+static tf_code clients_max(int *out, tf_error *error) {
+  struct rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files)) return tf_fail(error, TF_ERR_IO, "getrlimit: %s", strerror(errno));
+  if (files.rlim_max < FILES_MIN)
+    return tf_fail(error, TF_ERR_IO, "a process may have %llu files open here (ulimit -n); %d are needed",
+                   (unsigned long long)files.rlim_max, FILES_MIN);
+  bool enough = files.rlim_max == RLIM_INFINITY || files.rlim_max >= CLIENTS_MAX + REDIS_FILES;
+  *out = enough ? CLIENTS_MAX : (int)files.rlim_max - REDIS_FILES;
+  return TF_OK;
+}
+
 static tf_code start_redis(tf_stack *self, tf_error *error) {
   arguments argv;
+  int clients = 0;
+  tf_code code = clients_max(&clients, error);
+  if (code) return code;
   if (begin_arguments(&argv, "redis-server", error))
     return tf_fail(error, TF_ERR_IO, "redis-server is not installed (Debian: apt install redis-server)");
   add_option(&argv, "port", "0");
@@ -105,6 +125,8 @@ static tf_code start_redis(tf_stack *self, tf_error *error) {
   add_option(&argv, "maxmemory-policy", "noeviction");
   add(&argv, "--maxmemory");
   add(&argv, "%dmb", MEMORY_MIB_MAX);
+  add(&argv, "--maxclients");
+  add(&argv, "%d", clients);
   add_option(&argv, "daemonize", "no");
   add_option(&argv, "loglevel", "warning");
   add_option(&argv, "set-proc-title", "no");

@@ -135,9 +135,9 @@ static tf_code read_depth(const tf_deployment *deployment, tf_link *link, int64_
 static tf_code read_load(const tf_deployment *deployment, tf_link *link, int64_t now_ms, tf_status *out,
                          tf_error *error) {
   static const char *const names[] = {
-      "updated_ms",     "arrivals_per_s", "budget",        "target_wait_ms", "encode_workers",
-      "decode_workers", "encode_wanted",  "decode_wanted", "counts",         "mix",
-      "capacity_per_s", "errors"};
+      "updated_ms",     "arrivals_per_s", "budget",          "target_wait_ms", "encode_workers",
+      "decode_workers", "encode_wanted",  "decode_wanted",   "counts",         "mix",
+      "capacity_per_s", "errors",         "maxmemory_policy"};
   enum { NAMES = sizeof names / sizeof names[0] };
   char key[TF_LINK_KEY_BYTES];
   const char *parts[NAMES + 2] = {"HMGET", key};
@@ -159,6 +159,7 @@ static tf_code read_load(const tf_deployment *deployment, tf_link *link, int64_t
     out->count_count = tf_queue_parse_counts(values[8], out->counts, TF_QUEUE_COUNTS_MAX);
     tf_status_parse_reals(values[9], out->mix, out->count_count);
     tf_status_parse_reals(values[10], out->capacity_per_s, out->count_count);
+    snprintf(out->maxmemory_policy, sizeof out->maxmemory_policy, "%s", out->load_known ? values[12] : "");
     out->error_count = tf_status_parse_errors(values[11], out->errors, TF_STATUS_ERRORS_MAX);
   }
   freeReplyObject(reply);

@@ -42,6 +42,7 @@ typedef struct tf_status {
   int64_t encode_workers, decode_workers, encode_wanted, decode_wanted;
   tf_status_error errors[TF_STATUS_ERRORS_MAX]; /* most often first */
   size_t error_count;
+  char maxmemory_policy[32]; /* of Redis; "": the routers may not ask */
   tf_status_worker *workers; /* by role, then instance; tf_status_free */
   size_t worker_count;
 } tf_status;

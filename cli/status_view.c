@@ -233,6 +233,10 @@ static void put_load(page *self, const sums *sum) {
   }
 }
 
+static bool evicts(const tf_status *from) {
+  return from->maxmemory_policy[0] && strcmp(from->maxmemory_policy, "noeviction") != 0;
+}
+
 static void put_ends(page *self, const tf_status_server *servers, size_t count, const sums *sum) {
   put(self, "%s kept", count_of(sum->all.results).is);
   end_line(self, "results", PLAIN);
@@ -244,6 +248,10 @@ static void put_ends(page *self, const tf_status_server *servers, size_t count, 
     for (size_t i = 0; i < from->error_count; i++)
       put(self, "%s%s %s", i == 0 ? "" : ", ", from->errors[i].code, count_of(from->errors[i].count).is);
     if (from->error_count > 0) end_line(self, "errors", PLAIN);
+    if (!evicts(from)) continue;
+    put(self, "its maxmemory-policy is %s, so that it drops jobs and answers once it is full: set noeviction",
+        from->maxmemory_policy);
+    end_line(self, "Redis", RED);
   }
 }
 
@@ -430,6 +438,8 @@ static json_t *server_json(const tf_status_server *server) {
     json_decref(code);
   }
   json_object_set_new(out, "errors", errors);
+  const char *policy = from->maxmemory_policy;
+  json_object_set_new(out, "maxmemory_policy", policy[0] ? clean_string(policy) : json_null());
   json_object_set_new(out, "load", load_json(from));
   json_object_set_new(out, "workers", workers_json(from));
   return out;

@@ -75,9 +75,12 @@ static tf_code judge(tf_link *link, const redisReply *reply, bool *again, tf_err
     link->submit_sha[0] = '\0';
     return TF_ERR_REDIS;
   }
-  /* OOM: Redis is at its maxmemory; what is finished makes room. */
-  if (starts_with(reply->str, "queue_full") || starts_with(reply->str, "ERR queue_full") ||
-      starts_with(reply->str, "OOM"))
+  if (starts_with(reply->str, "OOM"))
+    return tf_fail(
+        error, TF_ERR_QUEUE_FULL,
+        "Redis is full (at its maxmemory); nothing is lost, and jobs that end make room. If it stays so: read "
+        "and acknowledge the results, see that workers run, or raise maxmemory");
+  if (starts_with(reply->str, "queue_full") || starts_with(reply->str, "ERR queue_full"))
     return tf_fail(error, TF_ERR_QUEUE_FULL, "%.300s", reply->str);
   static const char *const passing[] = {"LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "READONLY", "CLUSTERDOWN"};
   for (size_t i = 0; i < sizeof passing / sizeof passing[0]; i++)

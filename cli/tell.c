@@ -5,6 +5,7 @@
 
 #include "cli/command.h"
 #include "cli/sidecar.h"
+#include "cli/temporary.h"
 #include "common/clock.h"
 
 #include <stdio.h>
@@ -73,12 +74,23 @@ tf_code tf_tell_failure(tf_run *self, const tf_run_job *job, const char *code_na
   return code;
 }
 
+/* Once a folder: reading one for every photo in it would take as long as all of them squared. */
+static void sweep_folder(tf_run *self, const char *path) {
+  const char *slash = strrchr(path, '/');
+  uint64_t key = tf_key_of(path, slash ? (size_t)(slash - path) + 1 : 0), known;
+  tf_error ignored; /* not noted: swept again */
+  if (tf_keymap_get(&self->swept, key, &known)) return;
+  tf_temporary_sweep(path);
+  tf_keymap_put(&self->swept, key, 1, &ignored);
+}
+
 /* *told: it failed, and that is said. */
 static tf_code put_sidecar(tf_run *self, const tf_run_job *job, const char *caption, bool *told, tf_error *error) {
   bool kept, disk_full;
   bool ours = job->before && tf_sidecar_holds(job->path, job->before);
   tf_error why;
   *told = false;
+  sweep_folder(self, job->path);
   if (tf_sidecar_write(job->path, caption, self->options.overwrite || ours, &kept, &disk_full, &why)) {
     if (disk_full)
       return tf_fail(error, TF_ERR_IO, "%.200s: %.200s; the same command goes on from there", job->image, why.text);

@@ -92,6 +92,7 @@ static void make_load(tf_publish *self) {
   add_number(self, "encode_wanted", ceil(encoders), 0);
   add_number(self, "decode_wanted", ceil(llms), 0);
   add_number(self, "target_wait_ms", (double)config.target_wait_ms, 0);
+  snprintf(add_field(self, "maxmemory_policy"), VALUE_BYTES, "%s", tf_eviction_policy(self->parts.eviction));
   tf_router_stats_load(self->parts.stats, load, state, ceil(encoders), ceil(llms));
   tell_wanted(self, ceil(encoders), ceil(llms));
 }

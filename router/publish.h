@@ -6,6 +6,7 @@
 
 #include "common/health.h"
 #include "common/reactor.h"
+#include "router/eviction.h"
 #include "router/load.h"
 
 typedef struct tf_publish tf_publish;
@@ -27,6 +28,7 @@ typedef struct tf_publish_parts { /* all borrowed */
   tf_router_stats *stats;
   const char *instance;
   tf_health *health;
+  const tf_eviction *eviction;
 } tf_publish_parts;
 
 tf_code tf_publish_new(const tf_publish_parts *parts, tf_publish **out);

@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "proto/wire_watch.h"
 #include "router/control.h"
+#include "router/eviction.h"
 #include "router/intake.h"
 #include "router/page.h"
 #include "router/publish.h"
@@ -44,6 +45,7 @@ struct tf_router {
   tf_load *load;
   tf_dispatch *dispatch;
   tf_intake *intake;
+  tf_eviction *eviction;
   tf_publish *publish;
   tf_control *control;
   tf_upkeep *upkeep;
@@ -281,6 +283,7 @@ static void on_redis_ready(void *context) {
   tf_router *self = context;
   tf_upkeep_kick(self->upkeep);
   tf_results_kick(self->results);
+  tf_eviction_ask(self->eviction);
 }
 /* Every caller was told by its own callback. */
 static void on_redis_lost(void *context) {
@@ -333,8 +336,10 @@ static tf_code make_stages(tf_router *self, tf_metrics *metrics, const tf_redis_
                             self->config,  &self->clock,  &self->stats, self->instance};
   code = tf_upkeep_new(&upkeep, &self->upkeep);
   if (code != TF_OK) return code;
-  tf_publish_parts publish = {self->reactor, self->scripts, self->workers,  self->load,  self->config,
-                              &self->clock,  &self->stats,  self->instance, self->health};
+  code = tf_eviction_new(self->reactor, self->scripts, &self->eviction);
+  if (code != TF_OK) return code;
+  tf_publish_parts publish = {self->reactor, self->scripts, self->workers,  self->load,   self->config,
+                              &self->clock,  &self->stats,  self->instance, self->health, self->eviction};
   code = tf_publish_new(&publish, &self->publish);
   if (code != TF_OK) return code;
   tf_control_parts control = {self->reactor, self->scripts, self->workers, self->socket};
@@ -410,6 +415,7 @@ void tf_router_free(tf_router **self) {
   tf_intake_free(&freed->intake);
   tf_control_free(&freed->control);
   tf_publish_free(&freed->publish);
+  tf_eviction_free(&freed->eviction);
   tf_upkeep_free(&freed->upkeep);
   tf_dispatch_free(&freed->dispatch);
   tf_load_free(&freed->load);

@@ -241,6 +241,14 @@ bool tf_scripts_command(tf_scripts *self, const tf_arguments *words, tf_redis_re
   return send_call(self, items[0], words->count, items, words->sizes, fn, context);
 }
 
+bool tf_scripts_try(tf_scripts *self, int count, const char **words, tf_redis_reply_fn fn, void *context) {
+  enum { WORDS_MAX = 8 };
+  size_t sizes[WORDS_MAX];
+  if (!tf_scripts_is_ready(self) || count > WORDS_MAX) return false;
+  for (int i = 0; i < count; i++) sizes[i] = strlen(words[i]);
+  return tf_redis_async_command(self->redis, count, words, sizes, fn, context);
+}
+
 bool tf_scripts_read(tf_scripts *self, const char *suffix, int count, const char *cursor, tf_redis_reply_fn fn,
                      void *context) {
   if (!tf_scripts_is_ready(self)) return false;

@@ -59,6 +59,8 @@ bool tf_scripts_call(tf_scripts *self, tf_script script, const tf_arguments *arg
                      void *context);
 /* A plain command, its words as arguments (the first is the command's name); the same rules. */
 bool tf_scripts_command(tf_scripts *self, const tf_arguments *words, tf_redis_reply_fn fn, void *context);
+/* A plain command that may be forbidden: fn's reply may be an error, which is neither logged nor counted. */
+bool tf_scripts_try(tf_scripts *self, int count, const char **words, tf_redis_reply_fn fn, void *context);
 /* XREAD of the entries after `cursor` in "tf:{queue}:suffix", count at most; the same rules. */
 bool tf_scripts_read(tf_scripts *self, const char *suffix, int count, const char *cursor, tf_redis_reply_fn fn,
                      void *context);

@@ -63,6 +63,7 @@ check "the workers are listed" until_true 10 eval '[ "$(as router hlen "tf:{defa
 same "drains a worker" 0 $?
 sleep 3 # leases end, routers sweep
 check "the router still has all that it needs" alive router
+same "it knows that Redis does not evict" noeviction "$(as router hget 'tf:{default}:load' maxmemory_policy)"
 same "nothing was refused to it" 0 "$(grep -ciE 'NOPERM|redis_refused|script_failed|refused' "$DIR/router.log")"
 
 # --- who may not what

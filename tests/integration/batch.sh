@@ -217,6 +217,8 @@ same "one header" 1 "$(grep -c '^image,caption,' c.csv)"
 cp -r d/sub s
 rm s/bad*
 echo "mine" >s/b1.txt
+echo left >s/.gone.txt.0123456789abcdef.tokenflex
+echo mine >s/.crop0001.txt.tokenflex
 caption side1 s --sidecar
 same "sidecars, and nothing on standard output" "0 0" "$status $(count side1.out)"
 same "each photo has one" "b1.txt b2.txt b3.txt b4.txt comma, \"quoted\".txt " "$(cd s && printf '%s ' *.txt)"
@@ -227,7 +229,7 @@ same "with an output it has every caption" "0 6" "$status $(count s.jsonl)"
 same "sidecar and line agree" "$(jq -r 'select(.image == "s/b2.jpg") | .caption' s.jsonl)" "$(cat s/b2.txt)"
 caption side3 s --sidecar --overwrite
 check "--overwrite replaces them" test "$(cat s/b1.txt)" != mine
-same "no temporary file is left" "" "$(find s -name '.*' -type f)"
+same "no temporary file is left, and none of others is touched" "s/.crop0001.txt.tokenflex mine" "$(find s -name '.*' -type f) $(cat s/.crop0001.txt.tokenflex)"
 
 # --- pictures of the same bytes
 mkdir t
@@ -247,7 +249,7 @@ caption up2 --upgrade -o u.jsonl
 same "--upgrade: one line a picture, all at full detail" "0 60 16" "$status $(count u.jsonl) $(jq -r .vision_tokens.assigned u.jsonl | sort -u)"
 check "each picture once" once u.jsonl
 check "it says how many" said up2 "60 lines of fewer vision tokens were replaced"
-check "the lines' place is empty" test ! -e u.jsonl.upgrade -a ! -e u.jsonl.new
+check "the lines' place is empty" test ! -e u.jsonl.upgrade -a -z "$(find . -name '.u.jsonl.*')"
 caption again --upgrade -o u.jsonl
 same "--upgrade with nothing to do: status 0" 0 "$status"
 check "and it says that all have full detail" said again "all have full detail"

@@ -125,6 +125,12 @@ check "the message names the file" said broken_model "llm.gguf"
 check "no output is left of a run that never began" test ! -e "$DIR/never.jsonl"
 check "nothing is left behind by all of these" nothing_left
 
+(ulimit -n 64; exec timeout -k 5 60 "$TF" caption "$DIR/photos/cat.jpg" >"$DIR/few.out" 2>"$DIR/few.err" </dev/null)
+same "64 files are enough" "0 1" "$? $(wc -l <"$DIR/few.out")"
+(ulimit -n 40; exec timeout -k 5 60 "$TF" caption "$DIR/photos/cat.jpg" >"$DIR/few.out" 2>"$DIR/few.err" </dev/null)
+same "40 are not" 1 $?
+check "and it says how many are needed" said few "40 files open here (ulimit -n); 64 are needed"
+
 # --- a report, a plot or a record replaces its own kind alone
 cd "$DIR" || exit 1
 caption paged "$DIR/photos/cat.jpg" -o paged.jsonl --report page.html
@@ -141,8 +147,23 @@ for name in mine.html photo.jpg page.fifo fifo.html dangling.html paged.jsonl ./
   keeps "report -o $name" "$name" report paged.jsonl -o "$name"
 done
 keeps "report of a folder" "none is not a regular file" report "$DIR/none" -o fresh.html
+printf 'not ours' >torn.jsonl
+timeout 60 "$TF" report torn.jsonl -o fresh.html >keeps.out 2>keeps.err
+same "report of a line that is not ours: status 1" 1 $?
+check "it is named" grep -qF "torn.jsonl: not an output of tokenflex caption" keeps.err
 keeps "report of a FIFO" "page.fifo is not a regular file" report page.fifo -o fresh.html
-check "no page is left of those" test ! -e fresh.html -a ! -e fresh.html.new
+check "no page is left of those" test ! -e fresh.html -a -z "$(find . -name '.fresh.html.*')"
+head -c 20 paged.jsonl >torn.jsonl; : >empty.jsonl
+for name in torn empty; do
+  timeout 60 "$TF" report $name.jsonl >keeps.out 2>keeps.err
+  same "report of an output that is $name: a page without captions" "0 1" "$? $(grep -c "$name.jsonl.html: 0 captions, 0 failures" keeps.err)"
+done
+echo "mine" >beside.jsonl.run.json
+keeps "caption beside a file of settings that is somebody's" "beside.jsonl.run.json does not begin as the settings" caption photo.jpg -o beside.jsonl
+echo "mine" >again.html.new; echo "left" >.again.html.0123456789abcdef.tokenflex
+timeout 60 "$TF" report paged.jsonl -o again.html >keeps.out 2>keeps.err
+same "a page touches no file of another name" "0 mine" "$? $(cat again.html.new)"
+check "and removes what a killed run left" test ! -e .again.html.0123456789abcdef.tokenflex
 keeps "report into no folder" "the folder $DIR/gone is missing" report paged.jsonl -o "$DIR/gone/page.html"
 keeps "caption --report over a photo" "photo.jpg exists" caption photo.jpg -o fresh.jsonl --report photo.jpg
 keeps "caption --report over its own lines" "holds the captions' lines" caption photo.jpg -o fresh.jsonl --report "$DIR/none/../fresh.jsonl"

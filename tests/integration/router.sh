@@ -542,7 +542,30 @@ check "mended, it goes on" until_true 10 ended typed
 down y yw
 
 scenario memory
+r config set maxmemory-policy volatile-lru >/dev/null
 router m
+policy_is() { [ "$(r hget "$(key load)" maxmemory_policy)" = "$1" ]; }
+connections() { [ "$(grep -c event=redis_connected "$DIR/m.log")" -ge "$1" ]; }
+status_of() { "$BUILD/tokenflex" status --redis "unix://$DIR/redis.sock" --queue "$Q" "$@"; }
+check "a Redis that evicts is warned of at the start" until_true 10 grep -q "event=redis_evicts maxmemory_policy=volatile-lru" "$DIR/m.log"
+check "status shows it" until_true 10 eval 'status_of | grep -q "maxmemory-policy is volatile-lru"'
+r config set maxmemory-policy allkeys-random >/dev/null
+r acl setuser default -info >/dev/null
+r client kill type normal >/dev/null
+check "asked again at the next connection, by CONFIG GET where INFO is forbidden" until_true 10 grep -q "event=redis_evicts maxmemory_policy=allkeys-random" "$DIR/m.log"
+check "status shows that one" until_true 10 policy_is allkeys-random
+r config set maxmemory-policy allkeys-lru >/dev/null
+r acl setuser default -config >/dev/null
+r client kill type normal >/dev/null
+check "a router that may ask neither comes back" until_true 10 connections 3
+check "and knows nothing" until_true 10 policy_is ""
+same "and says nothing" "0 2 0" "$(grep -c allkeys-lru "$DIR/m.log") $(grep -c event=redis_evicts "$DIR/m.log") $(grep -cE 'redis_error|NOPERM' "$DIR/m.log")"
+r acl setuser default +@all >/dev/null
+r config set maxmemory-policy noeviction >/dev/null
+r client kill type normal >/dev/null
+check "once it is noeviction, that is told" until_true 10 grep -q event=redis_evicts_no_more "$DIR/m.log"
+check "and status is content" until_true 10 policy_is noeviction
+same "with a line less" 0 "$(status_of | grep -c maxmemory-policy)"
 worker mw m
 for i in 1 2 3; do job "slow-$i"; done
 check "jobs are under way" until_true 10 started mw slow-3

@@ -17,7 +17,9 @@ same "nothing is lost, workers die" '[0,true]' "$(ROW='[.unfinished, .retried > 
 same "its help names every shape of arrivals" 1 "$(sim --help | grep -c 'constant|poisson|step|burst|wave|ramp|trace$')"
 same "the table has a line a rule" 4 "$(sim -d 20 -p adaptive,fixed:64,fixed:256 | wc -l)"
 for arrivals in constant poisson step burst wave ramp; do
-  same "arrivals $arrivals" '[0,true]' "$(ROW='[.unfinished, .finished > 50]' row -a "$arrivals" -l 4 -r 1 --peak 8 --period-s 60 -d 60)"
+  case $arrivals in step | ramp) more="--peak 8" ;; wave) more="--peak 8 --period-s 60" ;; burst) more="--period-s 30" ;; *) more= ;; esac
+  # shellcheck disable=SC2086 # a list of words
+  same "arrivals $arrivals" '[0,true]' "$(ROW='[.unfinished, .finished > 50]' row -a "$arrivals" -l 4 -r 2 $more -d 60)"
 done
 same "autoscaling uses more workers" true \
   "$(ROW='.worker_hours.decode > 0.1' row -r 72 -d 300 -e 3 -l 1 --autoscale --llms-max 12)"
@@ -64,6 +66,14 @@ for arrivals in step wave ramp; do refused "$arrivals without a peak" "give --pe
 refused "bursts without a time between" "give --period-s" -a burst
 refused "a trace without a file" "--trace" -a trace
 refused "a trace that nothing follows" "give --arrivals trace" -t "$DIR/times"
+for arrivals in constant poisson burst trace; do refused "a peak of $arrivals" "--peak: arrivals $arrivals make no use of it" -a "$arrivals" --peak 8; done
+for arrivals in poisson wave ramp; do
+  refused "$arrivals from a moment on" "--from-s: arrivals $arrivals make no use of it; give --arrivals step" -a "$arrivals" --from-s 5
+  refused "$arrivals until a moment" "--until-s: arrivals $arrivals" -a "$arrivals" --until-s 5
+  refused "$arrivals with bursts" "--burst-jobs: arrivals $arrivals" -a "$arrivals" --burst-jobs 5
+done
+for arrivals in constant step ramp; do refused "a period of $arrivals" "--period-s: arrivals $arrivals" -a "$arrivals" --period-s 9; done
+refused "an even trace" "--even: arrivals trace" -a trace -t "$DIR/times" --even
 refused "an argument too many" "extra" extra
 bad() { local name=$1 wanted=$2 said; shift 2; said=$(sim "$@" 2>&1 >/dev/null); same "$name: exit" 1 $?
   case $said in *"$wanted"*) check "$name: text" true ;; *) same "$name: text" "$wanted" "$said" ;; esac; }

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -65,7 +66,7 @@ Test(output, three_files) {
   tf_buffer_free(&one);
   tf_buffer_free(&bad);
   tf_buffer_free(&run);
-  cr_assert_eq(access("o.jsonl.run.json.new", F_OK), -1);
+  cr_assert_eq(system("test -z \"$(find . -name '.*.tokenflex')\""), 0, "nothing else is left");
 }
 
 static void write_text(const char *path, const char *text) {
@@ -73,6 +74,58 @@ static void write_text(const char *path, const char *text) {
   cr_assert_not_null(file);
   fputs(text, file);
   fclose(file);
+}
+
+Test(output, a_replacement_touches_no_other_file) {
+  tf_buffer run = line_of("{}");
+  write_text("o.jsonl.run.json.new", "somebody's own\n");
+  write_text(".o.jsonl.run.json.tokenflex", "somebody's own, too\n");
+  write_text(".o.jsonl.run.json.0123456789abcdeg.tokenflex", "no such number\n");
+  write_text(".0123456789abcdef.tokenflex", "no name\n");
+  write_text(".p.txt.0123456789abcdef.tokenflex", "a killed run's\n");
+  write_text(".o.jsonl.run.json.fedcba9876543210.tokenflex", "another run's, under way\n");
+  int other = open(".o.jsonl.run.json.fedcba9876543210.tokenflex", O_RDWR);
+  cr_assert_eq(flock(other, LOCK_EX | LOCK_NB), 0);
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  cr_assert_eq(tf_output_settings(&output, &run, &problem), TF_OK);
+  cr_assert_eq(tf_output_close(&output, &problem), TF_OK);
+  cr_assert_str_eq(content_of("o.jsonl.run.json"), "{}\n");
+  cr_assert_str_eq(content_of("o.jsonl.run.json.new"), "somebody's own\n");
+  cr_assert_str_eq(content_of(".o.jsonl.run.json.tokenflex"), "somebody's own, too\n");
+  cr_assert_str_eq(content_of(".o.jsonl.run.json.0123456789abcdeg.tokenflex"), "no such number\n");
+  cr_assert_str_eq(content_of(".0123456789abcdef.tokenflex"), "no name\n");
+  cr_assert_str_eq(content_of(".o.jsonl.run.json.fedcba9876543210.tokenflex"), "another run's, under way\n");
+  cr_assert_eq(access(".p.txt.0123456789abcdef.tokenflex", F_OK), -1, "what a killed run left goes");
+  close(other);
+  tf_buffer_free(&run);
+}
+
+/* Whether --overwrite, or a new output, may take these names. */
+static tf_code may_begin(void) {
+  cr_assert_eq(tf_output_open(&output, "o.jsonl", TF_FORMAT_JSONL, &problem), TF_OK);
+  tf_code code = tf_output_is_ours(&output, &problem);
+  tf_error ignored;
+  cr_assert_eq(tf_output_close(&output, &ignored), TF_OK);
+  return code;
+}
+
+Test(output, files_beside_it_that_are_not_ours_are_refused_by_name) {
+  static const char *const ours[] = {"", "{\"id\":\"1\",\"image\":\"a.jpg\",\"code\":\"io\"}\n", "{\"id\":\"1\",\"im"};
+  static const char *const foreign[] = {"my notes\n", "my notes", "{\"run\": 1}\n"};
+  cr_assert_eq(may_begin(), TF_OK);
+  for (size_t i = 0; i < 3; i++) {
+    write_text("o.jsonl.upgrade", ours[i]);
+    cr_assert_eq(may_begin(), TF_OK, "%s", ours[i]);
+    write_text("o.jsonl.upgrade", foreign[i]);
+    cr_assert_eq(may_begin(), TF_ERR_INVALID_ARGUMENT, "%s", foreign[i]);
+    cr_assert_not_null(strstr(problem.text, "o.jsonl.upgrade does not begin as"), "%s", problem.text);
+    unlink("o.jsonl.upgrade");
+    write_text("o.jsonl.run.json", foreign[i]);
+    cr_assert_eq(may_begin(), TF_ERR_INVALID_ARGUMENT, "%s", foreign[i]);
+    cr_assert_not_null(strstr(problem.text, "o.jsonl.run.json does not begin as"), "%s", problem.text);
+    write_text("o.jsonl.run.json", "{\n  \"run\": \"r\"}\n");
+    cr_assert_eq(may_begin(), TF_OK, "%s", problem.text);
+  }
 }
 
 Test(output, an_existing_file_is_unharmed_until_the_run_begins) {
