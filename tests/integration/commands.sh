@@ -83,9 +83,11 @@ check "a full queue is waited for" until_true 10 grep -q "queue_full" "$DIR/full
 r xadd 'tf:{default}:reply:full' '*' id full error_code internal error_message early attempts 1 >/dev/null
 answered full
 same "submit takes an answer that comes before the job is known to be added" "3 1" "$status $(grep -c '"id":"full".*"code":"internal"' "$DIR/full.log")"
+r hset 'tf:{default}:model' max_waiting 100 >/dev/null # room in the queue, none in Redis
 r config set maxmemory 1 >/dev/null
 run oom submit --timeout-s 1 --id oom examples/cat.jpg
 r config set maxmemory 0 >/dev/null
+r hset 'tf:{default}:model' max_waiting 1 >/dev/null
 check "a full Redis is told in our own words" said oom "Redis is full (at its maxmemory); nothing is lost"
 same "not in Redis's" 0 "$(grep -c OOM "$DIR/oom.err")"
 same "and the status is that of a failure" "1 1" "$status $(length jobs:1)"

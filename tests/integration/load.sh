@@ -232,7 +232,7 @@ router c
 start e3 "$BUILD/tokenflex-encoder" --model "$TINY" --routers "ipc://$DIR/c.sock" --allow-dir "$DIR/photos" --threads 1 \
   --decode-threads 1 --health off
 start l3 "$BUILD/tokenflex-llm" --model "$TINY" --routers "ipc://$DIR/c.sock" --tensor-bind "ipc://$DIR/l3.sock" \
-  --threads 1 --sequences 2 --health "127.0.0.1:$health" --log-level debug
+  --threads 1 --sequences 16 --health "127.0.0.1:$health" --log-level debug
 JOBS=500 # a hundred are done in a second
 for i in $(seq "$JOBS"); do
   echo "XADD $(key jobs:1) * id c$i uri file://$DIR/photos/small.jpg max_new_tokens 400 ignore_end 1"
